@@ -1,0 +1,110 @@
+"""How training looks: one live line of progress, a line for each validation, samples between them. All on stderr."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer, TrainingEvent, ValidationEvent
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_LINE_INTERVAL = 100  # steps between lines where there is no terminal to redraw
+
+
+class TrainingScreen:
+    """Shows the events of a trainer. On a pipe or a dumb terminal it writes plain lines."""
+
+    def __init__(self, trainer: Trainer, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._trainer = trainer
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]:.1f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:.0f}%"),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            transient=True,
+            expand=True,
+            disable=not self._console.is_terminal or self._console.is_dumb_terminal,
+        )
+        self._task = self._bar.add_task("train", total=trainer.total_steps, epoch=0.0, figures="")
+
+    def __enter__(self) -> TrainingScreen:
+        trainer, model, data = self._trainer, self._trainer.recipe.model, self._trainer.corpus
+        print_line = self._console.print
+        print_line(
+            f"{model.cell.upper()} {model.layers} × {model.hidden}, embedding {model.embedding}: "
+            f"{trainer.parameters:,} parameters, vocabulary {data.tokenizer.vocabulary_size}"
+        )
+        print_line(
+            f"{len(data.train):,} training tokens; "
+            f"validation on {escape(data.valid_source)} ({len(data.valid):,} tokens)"
+        )
+        where = f"{trainer.device.type} in {trainer.precision}"
+        print_line(f"{trainer.total_steps:,} steps on {where}; run in {escape(str(trainer.directory))}")
+        if trainer.progress.step:
+            print_line(f"resuming at step {trainer.progress.step:,}")
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, event: TrainingEvent) -> None:
+        """Show one event."""
+        if isinstance(event, StepEvent):
+            self._show_step(event)
+        elif isinstance(event, ValidationEvent):
+            self._show_validation(event)
+        else:
+            self._show_end(event)
+
+    def explain_resume(self, command: str) -> None:
+        """Say how to go on after an interrupt."""
+        self._console.print(f"saved; go on with: {escape(command)}", soft_wrap=True)
+
+    def _show_step(self, event: StepEvent) -> None:
+        figures = (
+            f"loss {event.loss:.3f} nats {event.loss / math.log(2):.3f} bits  "
+            f"{event.tokens_per_second:,.0f} tokens/s  {_duration(event.seconds_left)} left"
+        )
+        self._bar.update(self._task, completed=event.step, epoch=event.epoch, figures=figures)
+        if self._bar.disable and event.step % _LINE_INTERVAL == 0:
+            self._console.print(f"step {event.step:,}/{event.total_steps:,}  epoch {event.epoch:.2f}  {figures}")
+
+    def _show_validation(self, event: ValidationEvent) -> None:
+        mark = "best so far" if event.best else ""
+        if not event.recorded:
+            mark = "interrupted, not recorded"
+        self._console.print(
+            f"[bold]step {event.step:,}[/]  validation {event.loss:.4f} nats "
+            f"{event.loss / math.log(2):.4f} bits  perplexity {math.exp(min(event.loss, 50)):.3f}  [green]{mark}[/]"
+        )
+        lines = [line for line in event.sample.splitlines() if line.strip()][:4]
+        for line in lines:
+            self._console.print(f"  [dim]{escape(line)}[/]")
+
+    def _show_end(self, event: FinishedEvent) -> None:
+        if event.reason == "interrupt":
+            return
+        why = "stopped early" if event.reason == "early-stop" else "finished"
+        scores = [f"{event.carried:.4f} nats per token with the state carried" if event.carried is not None else ""]
+        scores += [f"{event.cold:.4f} on cold blocks of 256" if event.cold is not None else ""]
+        self._console.print(
+            f"{why} at step {event.step:,}; best weights from step {event.best_step:,}: "
+            f"{', '.join(filter(None, scores))}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

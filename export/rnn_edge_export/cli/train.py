@@ -1,0 +1,103 @@
+"""``rnn-edge train``."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from rnn_edge.errors import DataError, InvalidValueError, RunError
+from rnn_edge_export.cli import workstation
+from rnn_edge_export.cli.options import recipe_options
+from rnn_edge_export.recipe import ModelRecipe, Recipe, TrainingRecipe, flag_name
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def _train() -> None:
+    """Train a model from text, with live progress; resumable."""
+
+
+@app.command("lm")
+@recipe_options(ModelRecipe, TrainingRecipe)
+def language_model(
+    corpus: Annotated[Path, typer.Argument(help="Text file to learn from.", metavar="CORPUS")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.", show_default=False)],
+    valid: Annotated[Path | None, typer.Option(help="Validation text; else the last part of the corpus.")] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of the text files.")] = "utf-8",
+    recipe: Annotated[Path | None, typer.Option(help="Recipe (TOML) to start from; flags override it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
+    device: Annotated[str, typer.Option(help="Where to train.", metavar="auto|cpu|cuda")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes every core.", min=0)] = 0,
+    **overrides: Any,
+) -> None:
+    """Train a character language model."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise InvalidValueError(f"--device {device} is unknown", "use auto, cpu or cuda")
+    given = [flag_name(name) for name, value in overrides.items() if value is not None]
+    if resume and (given or recipe or force):
+        names = [*given, *(["--recipe"] if recipe else []), *(["--force"] if force else [])]
+        raise InvalidValueError(f"--resume goes on as the run began and takes no {', '.join(names)}", "leave it out")
+    if resume and not (output / "recipe.toml").is_file():
+        raise RunError(f"{output} is not a training run", "leave --resume out to start one, or check the path")
+    started = Recipe.from_toml(output / "recipe.toml" if resume else recipe) if resume or recipe else Recipe()
+    plan = started.override(overrides)
+
+    with workstation():
+        import torch
+
+        from rnn_edge_export.cli.screen import TrainingScreen
+        from rnn_edge_export.data import load_corpus
+        from rnn_edge_export.training import Trainer, start_run
+
+        if not resume:
+            start_run(output, plan, force=force)
+        if threads:
+            torch.set_num_threads(threads)
+        data = load_corpus(corpus, valid, plan.training, encoding)
+        plan = _claim_corpus(plan, corpus, data.sha256, resume=resume, recipe=recipe)
+        trainer = Trainer(plan, data, output, device, resume=resume)
+        screen = TrainingScreen(trainer)
+        with _interrupts(trainer), screen:
+            for event in trainer.run():
+                screen.show(event)
+        if trainer.interrupted:
+            screen.explain_resume(f"rnn-edge train lm {corpus} -o {output} --resume")
+            raise typer.Exit(130)
+
+
+def _claim_corpus(plan: Recipe, path: Path, sha256: str, *, resume: bool, recipe: Path | None) -> Recipe:
+    """The recipe with this corpus's hash in it. A resumed run must find the text that it began with."""
+    from dataclasses import replace
+
+    if plan.data.sha256 == sha256:
+        return plan
+    if resume:
+        raise DataError(
+            f"{path} is not the corpus that this run began with (its SHA-256 differs)", "give the same file as before"
+        )
+    data = replace(plan.data, sha256=sha256)
+    if plan.data.sha256:  # a recipe made for another text: its title, source and licence would be wrong
+        data = type(data)(title=path.name, sha256=sha256)
+        typer.echo(f"note: {path} is not the corpus that {recipe} names; the run records {path.name}", err=True)
+    return replace(plan, data=data if data.title else replace(data, title=path.name))
+
+
+class _interrupts:  # noqa: N801  # reads as a statement: with _interrupts(trainer)
+    """First Ctrl-C: finish the step, save and stop. Second: stop at once."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def __enter__(self) -> None:
+        self._old = signal.signal(signal.SIGINT, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._old)
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        self._trainer.interrupted = True
+        signal.signal(signal.SIGINT, self._old)

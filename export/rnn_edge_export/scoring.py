@@ -1,0 +1,49 @@
+"""Validation loss in nats per token, with the state carried or from cold blocks."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnn_edge_export.data import windows
+from rnn_edge_export.modules import RecurrentLanguageModel
+
+_WINDOW = 1000
+
+
+@torch.no_grad()
+def carried_loss(model: RecurrentLanguageModel, tokens: Tensor, streams: int = 1) -> float:
+    """Mean loss over ``tokens`` [N] with the state carried from a zero start.
+
+    With one stream every token but the first is scored, each with all the text before it. More streams are faster:
+    each reads its own part from a zero start, and up to ``streams`` tokens at the ends are left out.
+    """
+    model.eval()
+    device = model.output.weight.device
+    span = (len(tokens) - 1) // streams
+    state, total, count = model.zero_state(streams), 0.0, 0
+    for start in range(0, span, _WINDOW):
+        length = min(_WINDOW, span - start)
+        index = torch.arange(streams)[None, :] * span + torch.arange(start, start + length)[:, None]
+        logits, state = model(tokens[index].to(device), state)
+        targets = tokens[index + 1].to(device)
+        total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
+        count += targets.numel()
+    return total / count
+
+
+@torch.no_grad()
+def cold_block_loss(model: RecurrentLanguageModel, tokens: Tensor, block: int = 256) -> float:
+    """Mean loss over consecutive blocks of ``block`` tokens, each from a zero state.
+
+    What is left at the end, shorter than a block, is left out. This is how nanoGPT scores a transformer, except that
+    it draws its blocks at random.
+    """
+    model.eval()
+    device = model.output.weight.device
+    blocks = (len(tokens) - 1) // block
+    total, count = 0.0, 0
+    for inputs, targets in windows(tokens, blocks, block):
+        logits, _ = model(inputs.to(device), model.zero_state(blocks))
+        total += F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten(), reduction="sum").item()
+        count += targets.numel()
+    return total / count

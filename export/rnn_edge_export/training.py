@@ -1,0 +1,392 @@
+"""Training by truncated back-propagation through time. Yields events; printing is elsewhere."""
+
+import contextlib
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnn_edge.errors import DeviceError, RnnEdgeError, RunError
+from rnn_edge.files import check_output, write_bytes, write_text
+from rnn_edge.sampling import Sampler, SamplingOptions
+from rnn_edge_export.checkpoint import (
+    Best,
+    Progress,
+    load_checkpoint,
+    module_tensors,
+    optimizer_tensors,
+    restore_module,
+    restore_optimizer,
+    save_checkpoint,
+)
+from rnn_edge_export.data import Corpus, windows, windows_per_epoch
+from rnn_edge_export.modules import RecurrentLanguageModel, State, detach, parameter_count
+from rnn_edge_export.recipe import Recipe, TrainingRecipe
+from rnn_edge_export.scoring import carried_loss, cold_block_loss
+
+RECIPE, TOKENIZER, METRICS = "recipe.toml", "tokenizer.json", "metrics.jsonl"
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+_LOG_INTERVAL = 10
+_VALIDATION_STREAMS = 16
+_SAMPLE_TOKENS = 200
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Losses in nats per token, the mean since the last such event."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class ValidationEvent:
+    """Loss of the averaged weights on the validation text, and a sample that they wrote."""
+
+    step: int
+    loss: float
+    best: bool
+    sample: str
+    recorded: bool = True
+
+
+@dataclass(frozen=True)
+class FinishedEvent:
+    """The end of a run. ``carried`` and ``cold`` score the best weights exactly; None after an interrupt."""
+
+    reason: Literal["complete", "early-stop", "interrupt"]
+    step: int
+    best_step: int
+    best_loss: float | None
+    carried: float | None = None
+    cold: float | None = None
+
+
+TrainingEvent = StepEvent | ValidationEvent | FinishedEvent
+
+
+class Trainer:
+    """One run in one folder: train, validate, checkpoint, and resume to the same losses.
+
+    Set ``interrupted`` (from a signal handler, say) to end after the current step with everything saved.
+    """
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, directory: Path, device: str, *, resume: bool) -> None:
+        self.recipe, self.corpus, self.directory = recipe, corpus, directory
+        self.interrupted = False
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(recipe.training.precision, self.device)
+        training = recipe.training
+        torch.manual_seed(training.seed)
+        model = RecurrentLanguageModel(recipe.model, corpus.tokenizer.vocabulary_size)
+        self.parameters = parameter_count(model)
+        self.model = model.to(self.device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = make_optimizer(self.model, training)
+        self.state = self.model.zero_state(training.batch_size)
+        self.progress = Progress()
+        self.windows_per_epoch = windows_per_epoch(len(corpus.train), training.batch_size, training.sequence_length)
+        self.total_steps = max(1, round(self.windows_per_epoch * training.epochs))
+        self._metrics = directory / METRICS
+        if resume:
+            self._restore()
+        else:
+            write_text(directory / RECIPE, recipe.to_toml())
+            write_bytes(directory / TOKENIZER, corpus.tokenizer.content)
+            write_bytes(self._metrics, b"")
+
+    def run(self) -> Iterator[TrainingEvent]:
+        """Train to the end, or to an interrupt.
+
+        Raises:
+            RunError: the loss is not a number any more; the last good checkpoint stays.
+        """
+        training = self.recipe.training
+        started, first_step = time.perf_counter() - self.progress.seconds, self.progress.step
+        clock, clock_step = time.perf_counter(), first_step
+        loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
+        reason: Literal["complete", "early-stop", "interrupt"] = "complete"
+        for inputs, targets in self._remaining_windows():
+            loss, norm = self._step(inputs, targets)
+            loss_sum += loss.cpu()
+            progress = self.progress = replace(self.progress, loss_count=self.progress.loss_count + 1)
+            if progress.step % _LOG_INTERVAL == 0 or progress.step == self.total_steps:
+                now = time.perf_counter()
+                rate = (progress.step - clock_step) * targets.numel() / (now - clock)
+                event = StepEvent(
+                    step=progress.step,
+                    total_steps=self.total_steps,
+                    epoch=progress.step / self.windows_per_epoch,
+                    loss=self._finite(loss_sum.item() / progress.loss_count),
+                    gradient_norm=norm.item(),
+                    learning_rate=learning_rate(progress.step - 1, self.total_steps, training),
+                    tokens_per_second=rate,
+                    seconds_left=(self.total_steps - progress.step) * targets.numel() / rate,
+                )
+                clock, clock_step = now, progress.step
+                loss_sum.zero_()
+                self.progress = replace(progress, loss_count=0)
+                self._record("train", event)
+                yield event
+            self.progress = replace(self.progress, loss_sum=loss_sum.item(), seconds=time.perf_counter() - started)
+            if self.progress.step % training.validation_interval == 0 or self.progress.step == self.total_steps:
+                self._finite(loss.item())
+                pause = time.perf_counter()
+                yield self._validate()
+                self._save()
+                clock += time.perf_counter() - pause  # tokens/s are of training alone
+                if 0 < training.patience <= self.progress.bad_validations:
+                    reason = "early-stop"
+                    break
+            if self.interrupted and self.progress.step < self.total_steps:
+                self._finite(loss.item())
+                self._save()
+                yield self._evaluate(recorded=False)
+                reason = "interrupt"
+                break
+        yield self._finish(reason)
+
+    def _remaining_windows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows from where the run stands; advances ``progress`` past each one before it is trained on."""
+        training = self.recipe.training
+        while self.progress.step < self.total_steps:
+            epoch, done = self.progress.epoch, self.progress.window
+            # The offset depends on seed and epoch alone, so that a resumed run reads the same windows.
+            offset = int(np.random.default_rng((training.seed, epoch)).integers(len(self.corpus.train)))
+            if done == 0:
+                self.state = self.model.zero_state(training.batch_size)
+            batches = windows(self.corpus.train, training.batch_size, training.sequence_length, offset)
+            for index, (inputs, targets) in enumerate(batches):
+                if index < done:
+                    continue
+                last = index + 1 == self.windows_per_epoch
+                self.progress = replace(
+                    self.progress,
+                    step=self.progress.step + 1,
+                    epoch=epoch + last,
+                    window=0 if last else index + 1,
+                )
+                yield inputs.to(self.device), targets.to(self.device)
+                if self.progress.step >= self.total_steps:
+                    return
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """One window of truncated back-propagation: inputs, targets [T, B] → its mean loss and gradient norm."""
+        training = self.recipe.training
+        self.model.train()
+        if training.reset_probability > 0:
+            self.state = self._reset_some(self.state, training.reset_probability)
+        with autocast(self.device, self.precision):
+            logits, self.state = self.model(inputs, self.state)
+        self.state = detach(self.state)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.progress.step - 1, self.total_steps, training)
+        self.optimizer.step()
+        self._update_average(training.average_decay)
+        return loss.detach(), norm
+
+    def _reset_some(self, state: State, chance: float) -> State:
+        keep = (torch.rand(self.recipe.training.batch_size, 1) >= chance).to(self.device)
+        return [tuple(tensor * keep.to(tensor.dtype) for tensor in layer) for layer in state]
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        # A short memory at first, so that the random start is forgotten (as TensorFlow's ExponentialMovingAverage).
+        decay = min(decay, (1 + self.progress.step) / (10 + self.progress.step)) if decay > 0 else 0.0
+        for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(parameter, 1 - decay)
+
+    def _evaluate(self, *, recorded: bool) -> ValidationEvent:
+        streams = max(1, min(_VALIDATION_STREAMS, (len(self.corpus.valid) - 1) // 100))
+        with autocast(self.device, self.precision):
+            loss = carried_loss(self.average, self.corpus.valid, streams)
+        best = self.progress.best_loss is None or loss < self.progress.best_loss
+        sample = write_sample(self.average, self.corpus, seed=self.progress.step)
+        return ValidationEvent(self.progress.step, loss, best, sample, recorded)
+
+    def _validate(self) -> ValidationEvent:
+        event = self._evaluate(recorded=True)
+        self._finite(event.loss)
+        if event.best:
+            self.progress = replace(self.progress, best_loss=event.loss, best_step=event.step, bad_validations=0)
+            best = Best(event.step, event.loss, self.corpus.tokenizer.vocabulary_size, self.parameters)
+            save_checkpoint(self.directory / BEST, module_tensors("model", self.average), best)
+        else:
+            self.progress = replace(self.progress, bad_validations=self.progress.bad_validations + 1)
+        self._record("validation", event)
+        return event
+
+    def _finish(self, reason: Literal["complete", "early-stop", "interrupt"]) -> FinishedEvent:
+        event = FinishedEvent(reason, self.progress.step, self.progress.best_step, self.progress.best_loss)
+        if reason == "interrupt":
+            return event
+        model, _ = load_best(self.directory)
+        event = replace(event, carried=carried_loss(model, self.corpus.valid))
+        if len(self.corpus.valid) > 256:
+            event = replace(event, cold=cold_block_loss(model, self.corpus.valid))
+        self._record("finished", event)
+        return event
+
+    def _record(self, kind: str, event: TrainingEvent) -> None:
+        """Append one line of JSON to the run's metrics."""
+        line = json.dumps({"kind": kind, **asdict(event)}, ensure_ascii=False) + "\n"
+        with self._metrics.open("ab") as file:
+            file.write(line.encode())
+            self.progress = replace(self.progress, metrics_bytes=file.tell())
+
+    def _finite(self, loss: float) -> float:
+        if math.isfinite(loss):
+            return loss
+        raise RunError(
+            f"the loss is {loss} at step {self.progress.step}",
+            "lower --learning-rate or --clip-norm; the last good checkpoint is kept in the run",
+        )
+
+    def _save(self) -> None:
+        # The metrics first: a checkpoint never counts lines that are not on the disk.
+        with self._metrics.open("rb") as file, contextlib.suppress(OSError):
+            import os
+
+            os.fsync(file.fileno())
+        tensors = {
+            **module_tensors("model", self.model),
+            **module_tensors("average", self.average),
+            **optimizer_tensors(self.optimizer),
+            "random": torch.get_rng_state(),
+        }
+        names = self.model.state_names()
+        flat = [tensor for layer in self.state for tensor in layer]
+        tensors.update({f"state.{name}": tensor for name, tensor in zip(names, flat, strict=True)})
+        if self.device.type == "cuda":
+            tensors["random_cuda"] = torch.cuda.get_rng_state()
+        save_checkpoint(self.directory / LAST, tensors, self.progress)
+
+    def _restore(self) -> None:
+        tensors, self.progress = load_checkpoint(self.directory / LAST, Progress)
+        restore_module("model", self.model, tensors)
+        restore_module("average", self.average, tensors)
+        restore_optimizer(self.optimizer, tensors)
+        flat = iter(tensors[f"state.{name}"].to(self.device) for name in self.model.state_names())
+        self.state = [tuple(next(flat) for _ in layer) for layer in self.state]
+        torch.set_rng_state(tensors["random"])
+        if self.device.type == "cuda" and "random_cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random_cuda"])
+        written = self._metrics.read_bytes() if self._metrics.is_file() else b""
+        write_bytes(self._metrics, written[: self.progress.metrics_bytes])
+
+
+def make_optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) with decay on matrices and none on biases."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+def learning_rate(step: int, total_steps: int, training: TrainingRecipe) -> float:
+    """Linear warm-up, then a cosine (Loshchilov & Hutter 2017) down to a share of the peak."""
+    warmup = min(training.warmup_steps, total_steps // 2)
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+    return training.learning_rate * (training.final_learning_rate + (1 - training.final_learning_rate) * cosine)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` to a device.
+
+    Raises:
+        DeviceError: CUDA is asked for and this PyTorch cannot use it.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "--device cuda: PyTorch finds no CUDA GPU",
+            "install a CUDA build of torch and a driver, or use --device cpu",
+        )
+    use_cuda = torch.cuda.is_available() if name == "auto" else name == "cuda"
+    if use_cuda:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.cudnn.fp32_precision = "tf32"
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """``auto`` takes bf16 where there are matrix units for it: recent GPUs, and CPUs with AMX.
+
+    On CPUs without them bf16 is slower than fp32.
+    """
+    if name in ("fp32", "bf16"):
+        return name  # type: ignore[return-value]
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+
+
+def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[object]:
+    """Mixed precision for a block; weights and optimiser stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def write_sample(model: RecurrentLanguageModel, corpus: Corpus, *, seed: int) -> str:
+    """Some text by the model. Its noise is keyed by ``seed``, so it never disturbs the training's random numbers."""
+    sampler = Sampler(SamplingOptions(temperature=0.8), corpus.tokenizer.vocabulary_size, seed=seed)
+    device = model.output.weight.device
+    token, state = int(corpus.valid[0]), model.zero_state(1)
+    ids: list[int] = []
+    for _ in range(_SAMPLE_TOKENS):
+        logits, state = model(torch.tensor([[token]], device=device), state)
+        token = sampler.choose(logits[0, 0].float().cpu().numpy())
+        ids.append(token)
+    return corpus.tokenizer.decode(ids)
+
+
+def load_best(directory: Path) -> tuple[RecurrentLanguageModel, Recipe]:
+    """A run's best weights as a model on the CPU, and its recipe.
+
+    Raises:
+        RunError: no run, or a run without a checkpoint.
+    """
+    if not (directory / RECIPE).is_file():
+        raise RunError(f"{directory} is not a training run", "give the folder that rnn-edge train wrote with -o")
+    recipe = Recipe.from_toml(directory / RECIPE)
+    tensors, best = load_checkpoint(directory / BEST, Best)
+    model = RecurrentLanguageModel(recipe.model, best.vocabulary_size)
+    restore_module("model", model, tensors)
+    return model.requires_grad_(False).eval(), recipe
+
+
+def start_run(directory: Path, recipe: Recipe, *, force: bool) -> None:
+    """Check that a new run may be written to ``directory``.
+
+    Raises:
+        RnnEdgeError: it exists and is not empty, and ``force`` is not given; or it cannot be written.
+    """
+    if directory.is_dir() and not any(directory.iterdir()):
+        return
+    if force and directory.exists() and not (directory / RECIPE).is_file():
+        raise RnnEdgeError(f"{directory} is not a training run", "choose another folder: --force replaces only runs")
+    check_output(directory, force=force)

@@ -1,0 +1,101 @@
+"""The command line: a table of commands, each imported when it runs, and the one place where errors are printed."""
+
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from rnn_edge.errors import RnnEdgeError
+
+# Command → module that holds its Typer app. Those of rnn_edge_export are workstation commands: importable
+# without torch, so that --help works everywhere, and naming what to install when they run without it.
+COMMANDS = {
+    "generate": "rnn_edge.cli.generate",
+    "models": "rnn_edge.cli.models",
+    "show": "rnn_edge.cli.show",
+    "verify": "rnn_edge.cli.verify",
+    "train": "rnn_edge_export.cli.train",
+    "export": "rnn_edge_export.cli.export",
+}
+
+# The vendored click of typer is private; its base class of all usage errors is reached through a public one.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class LazyGroup(TyperGroup):
+    """A group that imports a command's module when the command is needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        command = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name]).app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """Train small recurrent networks, export them as stepwise ONNX graphs, and stream text from them."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"rnn-edge {installed('rnn-edge')}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="rnn-edge", standalone_mode=False)
+        sys.stdout.flush()
+    except RnnEdgeError as error:
+        code = _fail(error.message, error.hint, error.exit_code)
+    except _UsageError as error:
+        code = _usage(error)
+    except BrokenPipeError:
+        _drop_output()
+        code = 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> int:
+    """A usage error in the same two lines as every other; a bare group shows its help instead."""
+    path = error.ctx.command_path if error.ctx else "rnn-edge"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.format_message())
+        return 2
+    return _fail(message[:1].lower() + message[1:], f"see {path} --help", 2)
+
+
+def _fail(message: str, hint: str, code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Point stdout to nowhere, so that the interpreter's own flush at exit stays silent after a closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,53 @@
+"""One small hierarchy: every error names the thing, and its hint names the mend."""
+
+
+class RnnEdgeError(Exception):
+    """A mistake that a user can mend.
+
+    The command line prints ``error: message`` and ``hint: hint`` and exits with ``exit_code``.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidValueError(RnnEdgeError, ValueError):
+    """A parameter is out of its range."""
+
+    exit_code = 2
+
+
+class BundleError(RnnEdgeError):
+    """A bundle is missing, damaged, or not what its manifest says."""
+
+
+class StateError(RnnEdgeError):
+    """A saved state cannot be used with this model."""
+
+
+class UnknownTokenError(RnnEdgeError):
+    """A text holds characters or words that the model has never seen."""
+
+
+class DataError(RnnEdgeError):
+    """A corpus or another input file cannot be used."""
+
+
+class RunError(RnnEdgeError):
+    """A training run cannot be started, resumed or exported."""
+
+
+class ParityError(RnnEdgeError):
+    """An exported graph does not compute what its source computes."""
+
+
+class MissingDependencyError(RnnEdgeError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class DeviceError(RnnEdgeError):
+    """The device that was asked for cannot be used."""

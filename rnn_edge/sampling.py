@@ -1,0 +1,172 @@
+"""Choosing the next token: pure functions over logits, numpy only.
+
+One rule everywhere: after temperature and filters the next id is ``argmax(logits / T + g)`` over the ids that remain,
+where ``g`` is Gumbel noise (Gumbel 1954; Maddison et al. 2014, "A* sampling"), so that id ``i`` is chosen with
+probability ``softmax(logits / T)[i]``. The noise is a function of (seed, stream, step, id) and nothing else, through
+the counter-based generator Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"):
+
+    key = (seed mod 2³², seed div 2³²), counter = (id div 4, step mod 2³², step div 2³², stream)
+    word = output[id mod 4]
+    u = (word div 2⁸ + ½) · 2⁻²⁴                24 bits, never 0 or 1
+    g = float32(−log(−log u))                    logarithms in float64
+
+All sums are float32, ties go to the lowest id: equal logits give equal ids on every machine.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnn_edge.errors import InvalidValueError
+
+Logits = NDArray[np.float32]
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_BLOCK = 8192  # values of noise drawn at once: their cost per token is a few microseconds, their memory 32 kB
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 turn these filters off.
+    ``repeat_penalty`` (Keskar et al. 2019, CTRL) weakens ids among the last ``repeat_window`` tokens; 1 is off.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_window: int = 64
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            InvalidValueError: a value is out of its range or not a number.
+        """
+        # Each test is written so that NaN fails it.
+        if not 0 <= self.temperature < float("inf"):
+            raise InvalidValueError(f"temperature is {self.temperature}", "use 0 for greedy, or a positive number")
+        if self.top_k < 0:
+            raise InvalidValueError(f"top-k is {self.top_k}", "use 0 for no limit, or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise InvalidValueError(f"top-p is {self.top_p}", "use a value above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise InvalidValueError(f"min-p is {self.min_p}", "use a value from 0 to 1")
+        if not 0 < self.repeat_penalty < float("inf"):
+            raise InvalidValueError(f"repeat-penalty is {self.repeat_penalty}", "use 1 for none, or a value above 1")
+        if self.repeat_window < 0:
+            raise InvalidValueError(f"repeat-window is {self.repeat_window}", "use a number of tokens from 0")
+
+
+class Sampler:
+    """Choose ids for one stream, step after step, with the noise of many steps drawn at once."""
+
+    def __init__(
+        self, options: SamplingOptions, vocabulary_size: int, *, seed: int, stream: int = 0, step: int = 0
+    ) -> None:
+        """``step`` is the number of tokens that the stream has chosen before."""
+        if not 0 <= seed < 2**64:
+            raise InvalidValueError(f"seed is {seed}", "use a whole number from 0 to 2^64 - 1")
+        self.step = step
+        self._options = options
+        self._seed, self._stream, self._size = seed, stream, vocabulary_size
+        self._steps_per_block = min(64, max(1, _BLOCK // vocabulary_size))
+        self._noise: Logits = np.empty((0, vocabulary_size), np.float32)
+        self._used = 0
+        self._temperature = np.float32(options.temperature)
+        self._filters = options.top_k > 0 or options.top_p < 1 or options.min_p > 0
+
+    def choose(self, logits: Logits, recent: Iterable[int] = ()) -> int:
+        """The next id for ``logits`` [vocabulary]; ``recent`` are the ids that the repeat penalty weakens."""
+        options = self._options
+        if options.repeat_penalty != 1:
+            logits = penalise(logits, recent, options.repeat_penalty)
+        if options.temperature == 0:
+            self.step += 1
+            return int(logits.argmax())
+        scaled = logits / self._temperature
+        if self._filters:
+            scaled = keep_likely(scaled, options.top_k, options.top_p, options.min_p)
+        if self._used == len(self._noise):
+            self._noise = gumbel_noise(self._seed, self._stream, self.step, self._steps_per_block, self._size)
+            self._used = 0
+        scaled += self._noise[self._used]
+        self._used += 1
+        self.step += 1
+        return int(scaled.argmax())
+
+
+def penalise(logits: Logits, recent: Iterable[int], penalty: float) -> Logits:
+    """Divide positive logits of ``recent`` ids by ``penalty`` and multiply negative ones, each id once."""
+    ids = np.fromiter(set(recent), dtype=np.int64)
+    result = logits.copy()
+    chosen = result[ids]
+    result[ids] = np.where(chosen > 0, chosen / np.float32(penalty), chosen * np.float32(penalty))
+    return result
+
+
+def keep_likely(scaled: Logits, top_k: int, top_p: float, min_p: float) -> Logits:
+    """Put −inf where a filter removes an id. ``scaled`` [vocabulary] are logits divided by the temperature.
+
+    In this order: the ``top_k`` largest; of these the fewest that together have at least the share ``top_p``
+    (Holtzman et al. 2020); those with at least ``min_p`` times the probability of the likeliest (Nguyen et al. 2024).
+    Every filter is a threshold on the logits, so ids that tie with the last one kept remain too.
+    """
+    threshold = -np.inf
+    if 0 < top_k < len(scaled):
+        threshold = np.partition(scaled, len(scaled) - top_k)[len(scaled) - top_k]
+    if top_p < 1:
+        descending = np.sort(scaled[scaled >= threshold])[::-1].astype(np.float64)
+        mass = np.exp(descending - descending[0]).cumsum()
+        # The first place where the mass reaches the share; rounding may leave the last sum just below it.
+        last = min(int(np.searchsorted(mass, top_p * mass[-1])), len(descending) - 1)
+        threshold = max(threshold, descending[last])
+    if min_p > 0:
+        threshold = max(threshold, float(scaled.max()) + np.log(min_p))
+    return np.where(scaled >= threshold, scaled, np.float32(-np.inf))
+
+
+def log_probability(logits: Logits, token: int) -> float:
+    """Natural log of ``softmax(logits)[token]``: the model's own opinion, before temperature and filters."""
+    wide = logits.astype(np.float64)
+    largest = wide.max()
+    return float(wide[token] - largest - np.log(np.exp(wide - largest).sum()))
+
+
+def gumbel_noise(seed: int, stream: int, first_step: int, steps: int, vocabulary_size: int) -> Logits:
+    """Noise [steps, vocabulary] for ``steps`` steps from ``first_step``, as the module's head defines it."""
+    groups = (vocabulary_size + 3) // 4
+    step = np.arange(first_step, first_step + steps, dtype=np.uint64)[:, None]
+    group = np.arange(groups, dtype=np.uint64)[None, :]
+    words = philox(
+        (group, step & _LOW, step >> _HALF, np.uint64(stream)), (seed & 0xFFFFFFFF, seed >> 32)
+    )  # 4 × [steps, groups]
+    word = np.stack(np.broadcast_arrays(*words), axis=-1).reshape(steps, groups * 4)[:, :vocabulary_size]
+    uniform = ((word >> np.uint64(8)).astype(np.float64) + 0.5) * 2.0**-24
+    return (-np.log(-np.log(uniform))).astype(np.float32)
+
+
+def philox(
+    counter: tuple[NDArray[np.uint64] | np.uint64, ...], key: tuple[int, int]
+) -> tuple[NDArray[np.uint64] | np.uint64, ...]:
+    """Philox4x32-10: four 32-bit words, held in uint64, for each counter of four words (which broadcast)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (product1 >> _HALF) ^ c1 ^ np.uint64(k0),
+            product1 & _LOW,
+            (product0 >> _HALF) ^ c3 ^ np.uint64(k1),
+            product0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3

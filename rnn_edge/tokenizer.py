@@ -1,0 +1,137 @@
+"""Text to token ids and back, and decoding as tokens stream in.
+
+Decoding is defined over bytes: each token stands for some bytes, and a text is the UTF-8 reading of their
+concatenation, with U+FFFD for what is not UTF-8. Streaming follows the same definition piece by piece.
+"""
+
+import codecs
+import json
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Encoder
+
+from rnn_edge.errors import BundleError, InvalidValueError, UnknownTokenError
+
+Unknown = Literal["error", "skip"]
+
+
+class Tokenizer:
+    """Encode and decode by a ``tokenizer.json`` of the ``tokenizers`` library."""
+
+    def __init__(self, content: bytes, where: str = "tokenizer.json") -> None:
+        """Load from the file's bytes; ``where`` names it in errors.
+
+        Raises:
+            BundleError: not a tokenizer, or one whose tokens do not stand for bytes.
+        """
+        try:
+            text = content.decode("utf-8")
+            self._encoder = Encoder.from_str(text)
+            description = json.loads(text)
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"{where} is not a tokenizer: {error}", "export the bundle again") from error
+        self.content = content
+        self.vocabulary_size: int = self._encoder.get_vocab_size()
+        self.token_bytes = _token_bytes(self._encoder, description, where)
+        self._characters = self._encoder.get_vocab() if description["pre_tokenizer"] == _CHARACTER_SPLIT else None
+
+    def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
+        """Token ids of ``text``. Characters that the vocabulary lacks are an error, or left out with ``"skip"``.
+
+        Raises:
+            UnknownTokenError: ``unknown`` is ``"error"`` and some are lacking; they are named.
+        """
+        if unknown not in ("error", "skip"):
+            raise InvalidValueError(f"unknown is {unknown!r}", "use error or skip")
+        if self._characters is not None:
+            missing = sorted(set(text).difference(self._characters))
+            if missing and unknown == "error":
+                names = " ".join(repr(character) for character in missing[:12])
+                more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
+                raise UnknownTokenError(
+                    f"the model has never seen {names}{more}", "leave them out, or pass --unknown skip"
+                )
+            if missing:
+                text = text.translate(dict.fromkeys(map(ord, missing)))
+        return list(self._encoder.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``: their bytes read as UTF-8, with U+FFFD for what is not."""
+        return b"".join([self.token_bytes[token] for token in ids]).decode("utf-8", errors="replace")
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, or None."""
+        found: int | None = self._encoder.token_to_id(token)
+        return found
+
+
+class StreamDecoder:
+    """Decode ids one at a time.
+
+    Invariant: the pieces of ``push`` and a last ``flush``, joined, equal ``Tokenizer.decode`` of all ids. Between
+    calls at most the first three bytes of one character are held back (RFC 3629: no character has more than four).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, pending: bytes = b"") -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder.decode(pending)
+
+    def push(self, token: int) -> str:
+        """The text that became certain with this token; it may be empty."""
+        return self._decoder.decode(self._token_bytes[token])
+
+    def flush(self) -> str:
+        """What is held back, as U+FFFD, since no byte will complete it."""
+        return self._decoder.decode(b"", final=True)
+
+    @property
+    def pending(self) -> bytes:
+        """The bytes of an incomplete character."""
+        return self._decoder.getstate()[0]
+
+
+def character_tokenizer(text: str) -> Tokenizer:
+    """A tokenizer with one token for each distinct character of ``text``, ids in code point order."""
+    vocabulary = {character: index for index, character in enumerate(sorted(set(text)))}
+    encoder = Encoder(models.WordLevel(vocabulary, unk_token="<unk>"))  # not in the vocabulary: unknown is an error
+    # [\s\S] rather than (?m:.): other implementations of the format read it too.
+    encoder.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    encoder.decoder = decoders.Fuse()
+    return Tokenizer((encoder.to_str(pretty=True) + "\n").encode())
+
+
+_CHARACTER_SPLIT = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+
+
+def _token_bytes(encoder: Encoder, description: dict[str, object], where: str) -> tuple[bytes, ...]:
+    decoder = description.get("decoder")
+    kind = decoder.get("type") if isinstance(decoder, dict) else None
+    if kind not in ("Fuse", "ByteLevel"):
+        raise BundleError(f"{where} has a decoder of type {kind}", "use a decoder of type Fuse or ByteLevel")
+    alphabet = {character: byte for byte, character in enumerate(_byte_level_alphabet())}
+    special = {index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
+    table: list[bytes] = []
+    for index in range(encoder.get_vocab_size()):
+        token = encoder.id_to_token(index)
+        if token is None:
+            raise BundleError(f"{where} has no token with id {index}", "export the bundle again")
+        if index in special:
+            table.append(b"")
+        elif kind == "ByteLevel" and all(character in alphabet for character in token):
+            table.append(bytes(alphabet[character] for character in token))
+        else:
+            table.append(token.encode())
+    return tuple(table)
+
+
+def _byte_level_alphabet() -> Sequence[str]:
+    """The printable character that stands for each byte in byte-level vocabularies (Radford et al. 2019, GPT-2).
+
+    Bytes that are printable in Latin-1 stand for themselves; the others are moved to U+0100 and up, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    moved = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(moved)) for byte in range(256)]
