@@ -6,7 +6,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ def decode(kind: type[T], value: object, *, strict: bool, where: str = "") -> T:
     """
     if not isinstance(value, Mapping):
         raise SchemaError(f"{where or 'the top level'} is {_name(value)}, not a table")
-    hints = _hints(kind)
+    hints = _hints(typing.cast(Hashable, kind))
     if strict:
         for key in value:
             if key not in hints:
@@ -56,7 +56,7 @@ def encode(value: object) -> Any:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 

@@ -61,6 +61,18 @@ class Tokenizer:
         """The text of ``ids``: their bytes read as UTF-8, with U+FFFD for what is not."""
         return b"".join([self.token_bytes[token] for token in ids]).decode("utf-8", errors="replace")
 
+    def check_size(self, expected: int) -> None:
+        """Compare the vocabulary with what a manifest says.
+
+        Raises:
+            BundleError: they differ.
+        """
+        if self.vocabulary_size != expected:
+            raise BundleError(
+                f"the tokenizer has {self.vocabulary_size} tokens, the manifest says {expected}",
+                "export the bundle again",
+            )
+
     def id_of(self, token: str) -> int | None:
         """The id of a token, or None."""
         found: int | None = self._encoder.token_to_id(token)

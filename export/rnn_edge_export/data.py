@@ -38,13 +38,13 @@ def load_corpus(path: Path, valid: Path | None, training: TrainingRecipe, encodi
     """
     text, sha256 = read_text(path, encoding)
     if valid is None:
-        split = len(text) - int(len(text) * training.validation_fraction)
+        split = int(len(text) * (1 - training.validation_fraction))
         train_text, valid_text, valid_sha256 = text[:split], text[split:], ""
         source = f"the last {training.validation_fraction:.0%} of {path.name}"
     else:
         train_text = text
         valid_text, valid_sha256 = read_text(valid, encoding)
-        source = str(valid)
+        source = valid.name
     tokenizer = character_tokenizer(train_text + valid_text)
     corpus = Corpus(
         tokenizer, _encode(tokenizer, train_text), _encode(tokenizer, valid_text), sha256, valid_sha256, source

@@ -73,9 +73,10 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete training run."""
+    """A complete training run. ``notes`` is Markdown for the model card."""
 
     title: str = ""
+    notes: str = ""
     data: DataRecipe = DataRecipe()
     model: ModelRecipe = ModelRecipe()
     training: TrainingRecipe = TrainingRecipe()
@@ -84,7 +85,7 @@ class Recipe:
         """TOML with every field written out."""
         import tomli_w  # part of the export extra; reading needs only the standard library
 
-        return tomli_w.dumps(encode(self))
+        return tomli_w.dumps(encode(self), multiline_strings=True)
 
     @classmethod
     def from_toml(cls, path: Path) -> "Recipe":

@@ -1,9 +1,9 @@
 """Training by truncated back-propagation through time. Yields events; printing is elsewhere."""
 
-import contextlib
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from rnn_edge.errors import DeviceError, RnnEdgeError, RunError
 from rnn_edge.files import check_output, write_bytes, write_text
+from rnn_edge.manifest import Metric
 from rnn_edge.sampling import Sampler, SamplingOptions
 from rnn_edge_export.checkpoint import (
     Best,
@@ -77,6 +78,7 @@ class FinishedEvent:
     best_loss: float | None
     carried: float | None = None
     cold: float | None = None
+    valid_source: str = ""
 
 
 TrainingEvent = StepEvent | ValidationEvent | FinishedEvent
@@ -198,7 +200,7 @@ class Trainer:
         self.state = detach(self.state)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step - 1, self.total_steps, training)
@@ -242,7 +244,7 @@ class Trainer:
         if reason == "interrupt":
             return event
         model, _ = load_best(self.directory)
-        event = replace(event, carried=carried_loss(model, self.corpus.valid))
+        event = replace(event, carried=carried_loss(model, self.corpus.valid), valid_source=self.corpus.valid_source)
         if len(self.corpus.valid) > 256:
             event = replace(event, cold=cold_block_loss(model, self.corpus.valid))
         self._record("finished", event)
@@ -265,9 +267,7 @@ class Trainer:
 
     def _save(self) -> None:
         # The metrics first: a checkpoint never counts lines that are not on the disk.
-        with self._metrics.open("rb") as file, contextlib.suppress(OSError):
-            import os
-
+        with self._metrics.open("rb") as file:
             os.fsync(file.fileno())
         tensors = {
             **module_tensors("model", self.model),
@@ -377,6 +377,21 @@ def load_best(directory: Path) -> tuple[RecurrentLanguageModel, Recipe]:
     model = RecurrentLanguageModel(recipe.model, best.vocabulary_size)
     restore_module("model", model, tensors)
     return model.requires_grad_(False).eval(), recipe
+
+
+def read_scores(metrics: Path, recipe: Recipe) -> tuple[Metric, ...]:
+    """The scores of a finished run's best weights, as a manifest records them; none for an unfinished run."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    records = [record for record in map(json.loads, lines) if record["kind"] == "finished"]
+    if not records:
+        return ()
+    last, data = records[-1], recipe.data.title
+    split = last["valid_source"]
+    carried = Metric("loss", last["carried"], "nats per token", data, split, "state carried from a zero start")
+    if last["cold"] is None:
+        return (carried,)
+    cold = Metric("loss", last["cold"], "nats per token", data, split, "consecutive blocks of 256 from a zero state")
+    return carried, cold
 
 
 def start_run(directory: Path, recipe: Recipe, *, force: bool) -> None:

@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -59,8 +59,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its code."""
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="rnn-edge", standalone_mode=False)
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 0
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _usage(error: Any) -> int:

@@ -37,7 +37,7 @@ def _flag(item: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     names = flag_name(item.name)
     if kind is bool:
         names += f"/--no-{names[2:]}"
-    default = {True: "on", False: "off"}.get(item.default, item.default) if kind is bool else item.default
+    default = ("on" if item.default else "off") if kind is bool else item.default
     option = typer.Option(
         names,
         help=f"{item.metadata['help']} [default: {default}]",
@@ -45,5 +45,6 @@ def _flag(item: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
         show_default=False,
         rich_help_panel=None,
     )
-    annotation = Annotated[(str if choices else kind) | None, option]  # type: ignore[operator]
+    value: Any = str if choices else kind
+    annotation = Annotated[value | None, option]  # known only at run time
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

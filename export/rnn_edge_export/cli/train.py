@@ -43,8 +43,8 @@ def language_model(
         raise InvalidValueError(f"--resume goes on as the run began and takes no {', '.join(names)}", "leave it out")
     if resume and not (output / "recipe.toml").is_file():
         raise RunError(f"{output} is not a training run", "leave --resume out to start one, or check the path")
-    started = Recipe.from_toml(output / "recipe.toml" if resume else recipe) if resume or recipe else Recipe()
-    plan = started.override(overrides)
+    start = output / "recipe.toml" if resume else recipe
+    plan = (Recipe.from_toml(start) if start else Recipe()).override(overrides)
 
     with workstation():
         import torch

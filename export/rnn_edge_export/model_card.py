@@ -1,0 +1,44 @@
+"""The README.md of a bundle, written from what the manifest knows."""
+
+from rnn_edge.manifest import Manifest
+from rnn_edge_export.recipe import Recipe
+
+
+def write(manifest: Manifest, recipe: Recipe) -> str:
+    """A short model card in Markdown."""
+    architecture, provenance = manifest.architecture, manifest.provenance
+    state_bytes = sum(pair.width * 4 for pair in manifest.state)
+    lines = [
+        f"# {manifest.name}",
+        "",
+        (
+            f"{recipe.title or 'A recurrent language model'}: a step graph for "
+            "[rnn-edge](https://pypi.org/project/rnn-edge/)."
+        ),
+        "",
+        "| | |",
+        "|---|---|",
+        (
+            f"| network | {architecture.cell.upper()} {architecture.layers} × {architecture.hidden}, "
+            f"embedding {architecture.embedding}, {architecture.parameters:,} parameters |"
+        ),
+        f"| tokens | {manifest.tokenizer.kind}, vocabulary {manifest.tokenizer.vocabulary_size} |",
+        f"| state | {', '.join(pair.input for pair in manifest.state)}: {state_bytes:,} bytes a stream |",
+        f"| weights | {manifest.precision}, {manifest.lowering} lowering |",
+        f"| trained on | {provenance.data_title or 'not recorded'} |",
+        f"| source | {provenance.data_source or 'not recorded'} |",
+        f"| licence of the data | {provenance.data_licence or 'not recorded'} |",
+        f"| SHA-256 of the data | `{provenance.data_sha256}` |",
+        "",
+    ]
+    if manifest.metrics:
+        lines += ["| measured | value | data | how |", "|---|---|---|---|"]
+        lines += [
+            f"| {metric.name} | {metric.value:.4f} {metric.unit} | {metric.data}, {metric.split} | {metric.method} |"
+            for metric in manifest.metrics
+        ]
+        lines.append("")
+    if recipe.notes:
+        lines += [recipe.notes.strip(), ""]
+    lines += ["## Recipe", "", "```toml", provenance.recipe.strip(), "```", ""]
+    return "\n".join(lines)

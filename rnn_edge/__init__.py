@@ -1,0 +1,71 @@
+"""rnn-edge: stream text from small recurrent networks through ONNX Runtime, without PyTorch.
+
+``LanguageModel.load("shakespeare").generate("ROMEO:")`` yields events. Names are imported when they are used, so that
+importing this package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rnn_edge.bundle import Bundle, list_bundles, open_bundle
+    from rnn_edge.errors import RnnEdgeError
+    from rnn_edge.events import Event, Timings
+    from rnn_edge.language_model import Generation, LanguageModel
+    from rnn_edge.language_model import LanguageModel as _Model
+    from rnn_edge.sampling import SamplingOptions
+    from rnn_edge.state import State, load_state, save_state
+    from rnn_edge.stepper import StepGraph, Stepper
+    from rnn_edge.tokenizer import StreamDecoder, Tokenizer
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Event": "events",
+    "Generation": "language_model",
+    "LanguageModel": "language_model",
+    "RnnEdgeError": "errors",
+    "SamplingOptions": "sampling",
+    "State": "state",
+    "StepGraph": "stepper",
+    "Stepper": "stepper",
+    "StreamDecoder": "tokenizer",
+    "Timings": "events",
+    "Tokenizer": "tokenizer",
+    "list_bundles": "bundle",
+    "load_state": "state",
+    "open_bundle": "bundle",
+    "save_state": "state",
+}
+
+__all__ = [
+    "Bundle",
+    "Event",
+    "Generation",
+    "LanguageModel",
+    "RnnEdgeError",
+    "SamplingOptions",
+    "State",
+    "StepGraph",
+    "Stepper",
+    "StreamDecoder",
+    "Timings",
+    "Tokenizer",
+    "list_bundles",
+    "load",
+    "load_state",
+    "open_bundle",
+    "save_state",
+]
+
+
+def load(name_or_path: str, **options: Any) -> "_Model":
+    """Load whatever model a bundle holds; ``LanguageModel.load`` is the typed way."""
+    from rnn_edge.language_model import LanguageModel
+
+    return LanguageModel.load(name_or_path, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rnn_edge' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"rnn_edge.{_HOMES[name]}"), name)

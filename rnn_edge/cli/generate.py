@@ -1,0 +1,116 @@
+"""``rnn-edge generate``."""
+
+import signal
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rnn_edge.errors import DataError, InvalidValueError
+
+if TYPE_CHECKING:
+    from rnn_edge.language_model import Generation
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def generate(
+    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.", metavar="BUNDLE")],
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="File with the text to continue.")] = None,
+    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Tokens at most; -1 until Ctrl-C.")] = 400,
+    seed: Annotated[int | None, typer.Option("-s", "--seed", help="Same seed, same text; else a random one.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. [default: the bundle's]")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the K likeliest tokens; 0 keeps all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens with this share together.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Keep tokens with this share of the likeliest.")] = None,
+    repeat_penalty: Annotated[float, typer.Option(help="Weaken recent tokens; 1 is off.")] = 1.0,
+    repeat_window: Annotated[int, typer.Option(help="How many tokens are recent.")] = 64,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
+    unknown: Annotated[str, typer.Option(help="Characters the model has never seen.", metavar="skip|error")] = "error",
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads. [default: 1]")] = None,
+    device: Annotated[str, typer.Option(help="Where to run.", metavar="auto|cpu|cuda")] = "auto",
+    save_state: Annotated[Path | None, typer.Option(help="Write the state at the end, to go on later.")] = None,
+    load_state: Annotated[Path | None, typer.Option(help="Go on from a saved state.")] = None,
+    display_prompt: Annotated[
+        bool, typer.Option("--display-prompt/--no-display-prompt", help="Show the prompt before the text.")
+    ] = True,
+    json_lines: Annotated[bool, typer.Option("--json", help="One event a line, with log probabilities.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No closing summary.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing state file.")] = False,
+) -> None:
+    """Stream text from a language model. The prompt comes from -p, -f, or standard input when it is piped."""
+    from rnn_edge import render
+    from rnn_edge.files import check_output
+    from rnn_edge.language_model import LanguageModel
+    from rnn_edge.state import load_state as read_state
+    from rnn_edge.state import save_state as write_state
+
+    text = _prompt(prompt, file)
+    if save_state:
+        check_output(save_state, force=force)
+    given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    started = perf_counter()
+    model = LanguageModel.load(bundle, device=device, threads=threads)  # type: ignore[arg-type]  # checked there
+    loaded = perf_counter() - started
+    generation = model.generate(
+        text,
+        max_tokens=max_tokens,
+        seed=seed,
+        state=read_state(load_state, model.manifest) if load_state else None,
+        stop=stop or (),
+        unknown=unknown,  # type: ignore[arg-type]  # checked there
+        log_probabilities=json_lines,
+        repeat_penalty=repeat_penalty,
+        repeat_window=repeat_window,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    _cancel_on_interrupt(generation)
+    out = render.StreamWriter()
+    if display_prompt and not json_lines:
+        out.write(text)
+    end = None
+    for event in generation:
+        out.write(render.event_line(event) if json_lines else event.text)
+        end = event
+    assert end is not None
+    assert end.timings is not None
+    if not json_lines:
+        out.write("\n")
+    out.flush()
+    if save_state:
+        write_state(save_state, generation.state(), model.manifest)
+    if not quiet:
+        render.note(render.summary(end.timings, loaded, model.graph.device, generation.seed))
+    if end.finish_reason == "interrupt":
+        raise typer.Exit(130)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise InvalidValueError("--prompt and --file exclude each other", "give one of the two")
+    if prompt is not None:
+        return prompt
+    try:
+        if file is not None:
+            return file.read_bytes().decode("utf-8")
+        if sys.stdin is not None and not sys.stdin.isatty():
+            return sys.stdin.buffer.read().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the prompt is not UTF-8: byte {error.start}", "convert it to UTF-8") from error
+    return ""
+
+
+def _cancel_on_interrupt(generation: "Generation") -> None:
+    """First Ctrl-C: end after this token, with everything kept. Second: stop at once."""
+
+    def handle(_signal: int, _frame: object) -> None:
+        generation.cancel()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, handle)

@@ -1,0 +1,36 @@
+"""``rnn-edge verify``."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.", metavar="BUNDLE")],
+    device: Annotated[str, typer.Option(help="Where to run.", metavar="auto|cpu|cuda")] = "auto",
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads. [default: 1]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One finding a line.")] = False,
+) -> None:
+    """Prove that this device computes what the exporting machine computed. Exit code 1 if it does not."""
+    import json
+    from dataclasses import asdict
+
+    from rnn_edge import render
+    from rnn_edge.bundle import open_bundle
+    from rnn_edge.verification import verify as run_checks
+
+    found = []
+    for finding in run_checks(open_bundle(bundle), device=device, threads=threads):  # type: ignore[arg-type]
+        found.append(finding)
+        if as_json:
+            typer.echo(json.dumps(asdict(finding)))
+    if not as_json:
+        render.show_table(
+            ("check", "result", "detail"),
+            [(finding.name, "passed" if finding.passed else "FAILED", finding.detail) for finding in found],
+        )
+    if not all(finding.passed for finding in found):
+        raise typer.Exit(1)

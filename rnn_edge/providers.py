@@ -1,0 +1,86 @@
+"""ONNX Runtime sessions on the device that was asked for, checked after they open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from rnn_edge.errors import BundleError, DeviceError, InvalidValueError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+def open_session(
+    content: bytes, where: str, *, device: Device = "auto", threads: int | None = None
+) -> InferenceSession:
+    """A session over a graph's bytes. ``auto`` takes CUDA where it opens and the CPU otherwise.
+
+    ``threads`` is the number of CPU threads of one step; None takes one, which is fastest for small models.
+
+    Raises:
+        DeviceError: CUDA is asked for and not available; nothing falls back in silence.
+        BundleError: ONNX Runtime cannot load the graph.
+        InvalidValueError: an unknown device, or fewer than one thread.
+        MissingDependencyError: there is no ONNX Runtime.
+    """
+    if device not in DEVICES:
+        raise InvalidValueError(f"device is {device!r}", f"use one of {', '.join(DEVICES)}")
+    if threads is not None and threads < 1:
+        raise InvalidValueError(f"threads is {threads}", "use at least 1")
+    runtime = _import_runtime()
+    has_cuda = _CUDA in runtime.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise DeviceError(
+            "--device cuda: this ONNX Runtime has no CUDA provider",
+            "run: pip uninstall -y onnxruntime && pip install 'rnn-edge[cuda]' — or use --device cpu",
+        )
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what matters is raised; its warnings would stand in the middle of a text
+    providers = [_CPU]
+    if has_cuda and device != "cpu":
+        runtime.preload_dlls()
+        providers = [_CUDA, _CPU]
+    try:
+        session = runtime.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # the runtime's exceptions share no base class
+        if device == "auto" and _CUDA in providers:
+            return open_session(content, where, device="cpu", threads=threads)
+        raise BundleError(
+            f"ONNX Runtime cannot load {where}: {_first_line(error)}", "copy or export the bundle again"
+        ) from error
+    if device == "cuda" and session.get_providers()[0] != _CUDA:
+        raise DeviceError(
+            "--device cuda: ONNX Runtime could not start CUDA and fell back to the CPU",
+            "check the driver, CUDA and cuDNN (pip install 'rnn-edge[cuda]' brings both), or use --device cpu",
+        )
+    return session
+
+
+def session_device(session: InferenceSession) -> Literal["cpu", "cuda"]:
+    """Where a session runs."""
+    return "cuda" if session.get_providers()[0] == _CUDA else "cpu"
+
+
+def _import_runtime() -> Any:  # a module without types
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "ONNX Runtime is not installed", "run: pip install 'rnn-edge[cpu]' — or 'rnn-edge[cuda]' for an NVIDIA GPU"
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left after one of two conflicting packages is removed
+        raise MissingDependencyError(
+            "ONNX Runtime is damaged, as happens when onnxruntime and onnxruntime-gpu are installed together",
+            "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'rnn-edge[cpu]'",
+        )
+    return onnxruntime
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,153 @@
+"""How things look in a terminal. The only file of the device side that knows."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rnn_edge.bundle import Bundle
+    from rnn_edge.events import Event, Timings
+
+_FLUSH_INTERVAL = 1 / 60
+
+
+class StreamWriter:
+    """Write pieces of text as they come: slow ones at once, fast ones at most sixty times a second."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._pieces: list[str] = []
+        self._flushed = 0.0
+
+    def write(self, text: str) -> None:
+        """Show ``text`` now, or with the next piece that comes after the interval."""
+        self._pieces.append(text)
+        if time.perf_counter() - self._flushed >= _FLUSH_INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        """Show everything."""
+        if self._pieces:
+            self._stream.write("".join(self._pieces))
+            self._pieces.clear()
+        self._stream.flush()
+        self._flushed = time.perf_counter()
+
+
+def event_line(event: Event) -> str:
+    """One event as a line of JSON; fields without a value are left out."""
+    fields = {name: value for name, value in asdict(event).items() if value is not None}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def summary(timings: Timings, load_seconds: float, device: str, seed: int) -> str:
+    """The closing lines of a generation."""
+    return (
+        f"load {load_seconds * 1e3:.0f} ms on {device} · "
+        f"prompt {timings.prompt_tokens} tokens, {_rate(timings.prompt_tokens, timings.prompt_seconds)} · "
+        f"generated {timings.generated_tokens} tokens, {_rate(timings.generated_tokens, timings.generation_seconds)} · "
+        f"first token after {timings.first_token_seconds * 1e3:.1f} ms · seed {seed}"
+    )
+
+
+def note(text: str) -> None:
+    """A quiet line on stderr."""
+    console(stderr=True).print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that keeps colour away from pipes, dumb terminals and NO_COLOR, and never breaks lines of a pipe."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 160)
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, stderr: bool = False) -> None:
+    """A plain table."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console(stderr=stderr).print(table)
+
+
+def show_checks(checks: Sequence[tuple[str, str, str]]) -> None:
+    """What was compared, the largest difference and the tolerance; on stderr."""
+    show_table(("check", "largest difference", "allowed"), checks, stderr=True)
+
+
+def show_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Names and values in two columns; on stdout."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in fields:
+        table.add_row(Text(name, style="bold"), Text(value))
+    console().print(table)
+
+
+def bundle_fields(bundle: Bundle) -> list[tuple[str, str]]:
+    """Everything a person wants to know of a bundle."""
+    manifest = bundle.manifest
+    architecture, provenance = manifest.architecture, manifest.provenance
+    state_bytes = sum(4 * pair.width for pair in manifest.state)
+    pairs = ", ".join(f"{pair.input} → {pair.output} [batch, {pair.width}]" for pair in manifest.state)
+    ids = {role: token for role, token in asdict(manifest.special_ids).items() if token is not None}
+    return [
+        ("name", manifest.name),
+        ("path", str(bundle.path)),
+        ("task", manifest.task),
+        (
+            "network",
+            (
+                f"{_network(bundle)}, embedding {architecture.embedding}"
+                f"{', tied' if architecture.tied else ''}, {architecture.parameters:,} parameters"
+            ),
+        ),
+        ("weights", f"{manifest.precision}, {manifest.lowering} lowering"),
+        ("tokenizer", f"{manifest.tokenizer.kind}, vocabulary {manifest.tokenizer.vocabulary_size}"),
+        ("special ids", ", ".join(f"{role} {token}" for role, token in ids.items()) or "none"),
+        ("state pairs", pairs),
+        ("state size", f"{state_bytes:,} bytes a stream"),
+        ("sampling", ", ".join(f"{name} {value:g}" for name, value in asdict(manifest.sampling).items())),
+        *(
+            (f"file {name}", f"{entry.size:,} bytes, sha256 {entry.sha256[:16]}…")
+            for name, entry in manifest.files.items()
+        ),
+        *(
+            (metric.name, f"{metric.value:.4f} {metric.unit}: {metric.data}, {metric.split}, {metric.method}")
+            for metric in manifest.metrics
+        ),
+        ("golden", f"{sum(len(golden.tokens) for golden in manifest.golden)} steps recorded"),
+        ("trained on", provenance.data_title or "not recorded"),
+        ("source", provenance.data_source or "not recorded"),
+        ("licence", provenance.data_licence or "not recorded"),
+        ("made with", ", ".join(f"{name} {value}" for name, value in manifest.versions.items())),
+    ]
+
+
+def bundle_row(bundle: Bundle) -> tuple[str, ...]:
+    """Name, task, network, size and path, for a list."""
+    task = bundle.manifest.task
+    return bundle.path.name, task, _network(bundle), f"{bundle.size / 1e6:.1f} MB", str(bundle.path)
+
+
+def _network(bundle: Bundle) -> str:
+    architecture = bundle.manifest.architecture
+    return f"{architecture.cell.upper()} {architecture.layers} × {architecture.hidden}"
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    return f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 and tokens else "– tokens/s"
