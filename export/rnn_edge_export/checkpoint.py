@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Progress:
     """Where a run stands. With the tensors of the checkpoint it is all that resuming needs.
 
-    ``loss_sum`` and ``loss_count`` are the training losses since the last line of metrics; ``metrics_bytes`` is the
+    ``loss_sum`` adds up the training losses since ``logged_step``, the last line of metrics; ``metrics_bytes`` is the
     length of the metrics file, so that lines written after the checkpoint can be cut off.
     """
 
@@ -29,12 +29,11 @@ class Progress:
     window: int = 0
     epoch: int = 0
     loss_sum: float = 0.0
-    loss_count: int = 0
+    logged_step: int = 0
     best_loss: float | None = None
     best_step: int = 0
     bad_validations: int = 0
     metrics_bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from rnn_edge.bundle import Bundle, read_bundle
 from rnn_edge.errors import ParityError, RunError
-from rnn_edge.files import new_folder
+from rnn_edge.files import new_folder, write_bytes, write_text
 from rnn_edge.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -192,8 +192,8 @@ def _write(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> Mani
     }
     manifest = replace(manifest, files=files)
     for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        write_bytes(folder / name, content)
+    write_text(folder / MANIFEST_NAME, manifest.to_json())
     return manifest
 
 

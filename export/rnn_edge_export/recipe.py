@@ -25,12 +25,16 @@ def probability(default: float, help: str) -> float:  # noqa: A002
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """The corpus by title, public source, licence and hash. Its path is an argument, never part of a recipe."""
+    """The corpus by title, public source, licence and hash. Its path is an argument, never part of a recipe.
+
+    ``valid_sha256`` is the hash of the validation file, empty where the last part of the corpus serves.
+    """
 
     title: str = ""
     source: str = ""
     licence: str = ""
     sha256: str = ""
+    valid_sha256: str = ""
 
 
 @dataclass(frozen=True)

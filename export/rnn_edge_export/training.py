@@ -104,12 +104,15 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, training)
         self.state = self.model.zero_state(training.batch_size)
         self.progress = Progress()
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.windows_per_epoch = windows_per_epoch(len(corpus.train), training.batch_size, training.sequence_length)
         self.total_steps = max(1, round(self.windows_per_epoch * training.epochs))
         self._metrics = directory / METRICS
         if resume:
             self._restore()
         else:
+            for stale in (LAST, BEST):  # of a run that is replaced
+                (directory / stale).unlink(missing_ok=True)
             write_text(directory / RECIPE, recipe.to_toml())
             write_bytes(directory / TOKENIZER, corpus.tokenizer.content)
             write_bytes(self._metrics, b"")
@@ -121,35 +124,18 @@ class Trainer:
             RunError: the loss is not a number any more; the last good checkpoint stays.
         """
         training = self.recipe.training
-        started, first_step = time.perf_counter() - self.progress.seconds, self.progress.step
-        clock, clock_step = time.perf_counter(), first_step
-        loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
+        clock, clock_step = time.perf_counter(), self.progress.step
         reason: Literal["complete", "early-stop", "interrupt"] = "complete"
         for inputs, targets in self._remaining_windows():
             loss, norm = self._step(inputs, targets)
-            loss_sum += loss.cpu()
-            progress = self.progress = replace(self.progress, loss_count=self.progress.loss_count + 1)
-            if progress.step % _LOG_INTERVAL == 0 or progress.step == self.total_steps:
+            self._loss_sum += loss
+            step = self.progress.step
+            if step % _LOG_INTERVAL == 0 or step == self.total_steps:
                 now = time.perf_counter()
-                rate = (progress.step - clock_step) * targets.numel() / (now - clock)
-                event = StepEvent(
-                    step=progress.step,
-                    total_steps=self.total_steps,
-                    epoch=progress.step / self.windows_per_epoch,
-                    loss=self._finite(loss_sum.item() / progress.loss_count),
-                    gradient_norm=norm.item(),
-                    learning_rate=learning_rate(progress.step - 1, self.total_steps, training),
-                    tokens_per_second=rate,
-                    seconds_left=(self.total_steps - progress.step) * targets.numel() / rate,
-                )
-                clock, clock_step = now, progress.step
-                loss_sum.zero_()
-                self.progress = replace(progress, loss_count=0)
-                self._record("train", event)
-                yield event
-            self.progress = replace(self.progress, loss_sum=loss_sum.item(), seconds=time.perf_counter() - started)
-            if self.progress.step % training.validation_interval == 0 or self.progress.step == self.total_steps:
-                self._finite(loss.item())
+                rate = (step - clock_step) * targets.numel() / (now - clock)
+                clock, clock_step = now, step
+                yield self._log_step(norm, rate, seconds_left=(self.total_steps - step) * targets.numel() / rate)
+            if step % training.validation_interval == 0 or step == self.total_steps:
                 pause = time.perf_counter()
                 yield self._validate()
                 self._save()
@@ -157,13 +143,30 @@ class Trainer:
                 if 0 < training.patience <= self.progress.bad_validations:
                     reason = "early-stop"
                     break
-            if self.interrupted and self.progress.step < self.total_steps:
-                self._finite(loss.item())
+            if self.interrupted and step < self.total_steps:
                 self._save()
                 yield self._evaluate(recorded=False)
                 reason = "interrupt"
                 break
         yield self._finish(reason)
+
+    def _log_step(self, norm: Tensor, rate: float, seconds_left: float) -> StepEvent:
+        """The losses since the last line of metrics. Only here does the loss leave the device."""
+        step = self.progress.step
+        event = StepEvent(
+            step=step,
+            total_steps=self.total_steps,
+            epoch=step / self.windows_per_epoch,
+            loss=self._finite(self._loss_sum.item() / (step - self.progress.logged_step)),
+            gradient_norm=norm.item(),
+            learning_rate=learning_rate(step - 1, self.total_steps, self.recipe.training),
+            tokens_per_second=rate,
+            seconds_left=seconds_left,
+        )
+        self._loss_sum.zero_()
+        self.progress = replace(self.progress, logged_step=step)
+        self._record("train", event)
+        return event
 
     def _remaining_windows(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows from where the run stands; advances ``progress`` past each one before it is trained on."""
@@ -266,6 +269,8 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        self._finite(self._loss_sum.item())
+        self.progress = replace(self.progress, loss_sum=self._loss_sum.item())
         # The metrics first: a checkpoint never counts lines that are not on the disk.
         with self._metrics.open("rb") as file:
             os.fsync(file.fileno())
@@ -284,6 +289,7 @@ class Trainer:
 
     def _restore(self) -> None:
         tensors, self.progress = load_checkpoint(self.directory / LAST, Progress)
+        self._loss_sum.fill_(self.progress.loss_sum)
         restore_module("model", self.model, tensors)
         restore_module("average", self.average, tensors)
         restore_optimizer(self.optimizer, tensors)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from rnn_edge import render
 from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer, TrainingEvent, ValidationEvent
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class TrainingScreen:
     """Shows the events of a trainer. On a pipe or a dumb terminal it writes plain lines."""
 
     def __init__(self, trainer: Trainer, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or render.console(stderr=True)
         self._trainer = trainer
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"),

@@ -1,16 +1,20 @@
 """``rnn-edge train``."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rnn_edge.errors import DataError, InvalidValueError, RunError
 from rnn_edge_export.cli import workstation
 from rnn_edge_export.cli.options import recipe_options
-from rnn_edge_export.recipe import ModelRecipe, Recipe, TrainingRecipe, flag_name
+from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe, flag_name
+
+if TYPE_CHECKING:
+    from rnn_edge_export.data import Corpus
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 
@@ -58,7 +62,7 @@ def language_model(
         if threads:
             torch.set_num_threads(threads)
         data = load_corpus(corpus, valid, plan.training, encoding)
-        plan = _claim_corpus(plan, corpus, data.sha256, resume=resume, recipe=recipe)
+        plan = _claim_corpus(plan, data, corpus, resume=resume)
         trainer = Trainer(plan, data, output, device, resume=resume)
         screen = TrainingScreen(trainer)
         with _interrupts(trainer), screen:
@@ -69,21 +73,19 @@ def language_model(
             raise typer.Exit(130)
 
 
-def _claim_corpus(plan: Recipe, path: Path, sha256: str, *, resume: bool, recipe: Path | None) -> Recipe:
-    """The recipe with this corpus's hash in it. A resumed run must find the text that it began with."""
-    from dataclasses import replace
-
-    if plan.data.sha256 == sha256:
-        return plan
-    if resume:
+def _claim_corpus(plan: Recipe, found: "Corpus", path: Path, *, resume: bool) -> Recipe:
+    """The recipe with this corpus's hashes in it. A resumed run must find the text that it began with."""
+    data = plan.data
+    hashes = {"sha256": found.sha256, "valid_sha256": found.valid_sha256}
+    if resume and (data.sha256, data.valid_sha256) != tuple(hashes.values()):
+        differing = path if data.sha256 != found.sha256 else "the validation text"
         raise DataError(
-            f"{path} is not the corpus that this run began with (its SHA-256 differs)", "give the same file as before"
+            f"{differing} is not what this run began with: its SHA-256 differs", "give the same files as before"
         )
-    data = replace(plan.data, sha256=sha256)
-    if plan.data.sha256:  # a recipe made for another text: its title, source and licence would be wrong
-        data = type(data)(title=path.name, sha256=sha256)
-        typer.echo(f"note: {path} is not the corpus that {recipe} names; the run records {path.name}", err=True)
-    return replace(plan, data=data if data.title else replace(data, title=path.name))
+    if data.sha256 not in ("", found.sha256):  # the recipe was made for another text
+        typer.echo(f"note: {path} is not the corpus that the recipe names ({data.title})", err=True)
+        data = DataRecipe()
+    return replace(plan, data=replace(data, title=data.title or path.name, **hashes))
 
 
 class _interrupts:  # noqa: N801  # reads as a statement: with _interrupts(trainer)
