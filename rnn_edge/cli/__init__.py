@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -75,6 +76,19 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     return code if isinstance(code, int) else 0
+
+
+def help_pages() -> Iterator[tuple[str, str]]:
+    """Title and help text of every command, 80 columns wide."""
+
+    def walk(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
+        context = command.make_context(name, [], parent=parent, resilient_parsing=True)
+        context.terminal_width = 80
+        yield context.command_path, command.get_help(context)
+        for child in command.list_commands(context) if hasattr(command, "list_commands") else ():
+            yield from walk(command.get_command(context, child), child, context)
+
+    yield from walk(typer.main.get_command(app), "rnn-edge", None)
 
 
 def _usage(error: Any) -> int:

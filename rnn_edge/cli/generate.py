@@ -42,7 +42,11 @@ def generate(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No closing summary.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing state file.")] = False,
 ) -> None:
-    """Stream text from a language model. The prompt comes from -p, -f, or standard input when it is piped."""
+    """Stream text from a language model.
+
+    The prompt comes from -p, -f, or standard input when it is piped. Without one the text starts from the start token
+    that the bundle names (a line break, for character models), or from a random token where it names none.
+    """
     from rnn_edge import render
     from rnn_edge.files import check_output
     from rnn_edge.language_model import LanguageModel

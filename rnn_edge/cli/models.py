@@ -9,7 +9,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="One bundle a line.")] = False) -> None:
-    """List the bundles that are found here: $RNN_EDGE_MODELS, ./bundles, ./models, and the bundled ones."""
+    """List the bundles found here.
+
+    Looked for in $RNN_EDGE_MODELS, ./bundles, ./models, and among the bundled models.
+    """
     import json
 
     from rnn_edge import render

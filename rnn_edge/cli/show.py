@@ -13,7 +13,10 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False,
     recipe: Annotated[bool, typer.Option("--recipe", help="The recipe that trained it, as TOML.")] = False,
 ) -> None:
-    """Show what a bundle holds: network, state pairs, sizes, metrics, provenance."""
+    """Show what a bundle holds.
+
+    Network, state pairs, sizes, metrics, provenance.
+    """
     from rnn_edge import render
     from rnn_edge.bundle import open_bundle
 

@@ -14,7 +14,11 @@ def verify(
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads. [default: 1]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One finding a line.")] = False,
 ) -> None:
-    """Prove that this device computes what the exporting machine computed. Exit code 1 if it does not."""
+    """Prove that this device computes the same.
+
+    Checks hashes and graph, replays the golden transcript that the exporting machine recorded, saves and loads the
+    state, and compares a batch with its rows. Exit code 1 if something differs.
+    """
     import json
     from dataclasses import asdict
 

@@ -19,7 +19,11 @@ def export(
     name: Annotated[str | None, typer.Option(help="Name of the bundle; else that of its folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
-    """Export a run as a bundle: a stepwise ONNX graph, verified against PyTorch, with its manifest."""
+    """Export a run as a verified bundle.
+
+    Writes a stepwise ONNX graph with explicit state, its tokenizer, model card and manifest. Nothing is written unless
+    the graph computes what PyTorch computes.
+    """
     if lowering not in ("operator", "cell"):
         raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")
     with workstation():

@@ -74,7 +74,7 @@ class TrainingScreen:
 
     def _show_step(self, event: StepEvent) -> None:
         figures = (
-            f"loss {event.loss:.3f} nats {event.loss / math.log(2):.3f} bits  "
+            f"loss {event.loss:.3f} nats {event.loss / math.log(2):.3f} bits  perplexity {math.exp(min(event.loss, 50)):.2f}  "
             f"{event.tokens_per_second:,.0f} tokens/s  {_duration(event.seconds_left)} left"
         )
         self._bar.update(self._task, completed=event.step, epoch=event.epoch, figures=figures)

@@ -21,7 +21,7 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=Fa
 
 @app.callback()
 def _train() -> None:
-    """Train a model from text, with live progress; resumable."""
+    """Train a model from text; resumable."""
 
 
 @app.command("lm")

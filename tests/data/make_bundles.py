@@ -1,0 +1,56 @@
+"""Train and export the tiny bundles that the device tests run on: ``python tests/data/make_bundles.py``.
+
+Needs rnn-edge[export,cpu] and a few seconds. The bundles are committed, so that testing the device side needs no torch;
+run this again only when the bundle format changes.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rnn_edge_export.data import load_corpus
+from rnn_edge_export.onnx_export import export_bundle, load_source
+from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
+from rnn_edge_export.training import Trainer
+
+from rnn_edge.manifest import Lowering
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus.txt"
+TRAINING = TrainingRecipe(
+    epochs=40,
+    batch_size=8,
+    sequence_length=48,
+    learning_rate=0.01,
+    warmup_steps=20,
+    average_decay=0.98,
+    validation_interval=100,
+    precision="fp32",
+)
+BUNDLES: dict[str, tuple[ModelRecipe, Lowering]] = {
+    "lstm": (ModelRecipe("lstm", 16, 32, 2, layer_dropout=0.0, output_dropout=0.0), "operator"),
+    "gru": (ModelRecipe("gru", 16, 32, 1, layer_dropout=0.0, output_dropout=0.0), "cell"),
+}
+
+
+def main() -> None:
+    """Make every bundle anew."""
+    torch.set_num_threads(1)
+    corpus = load_corpus(CORPUS, None, TRAINING)
+    data = DataRecipe("The lighthouse keeper's ledger", "tests/data/corpus.txt", "MIT", corpus.sha256)
+    for name, (model, lowering) in BUNDLES.items():
+        recipe = Recipe(f"Tiny {model.cell.upper()} for tests", "", data, model, TRAINING)
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / name
+            for _ in Trainer(recipe, corpus, run, "cpu", resume=False).run():
+                pass
+            source = replace(load_source(run), recipe=recipe)
+            bundle, checks = export_bundle(source, HERE / name, name=f"tiny-{name}", lowering=lowering, force=True)
+        worst = max(check.difference for check in checks)
+        scores = ", ".join(f"{metric.value:.3f}" for metric in bundle.manifest.metrics)
+        print(f"{name}: {bundle.size:,} bytes, loss {scores}, largest difference from PyTorch {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()

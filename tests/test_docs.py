@@ -1,0 +1,91 @@
+"""The documentation is what the code does: the command reference, the test vectors, and the README's commands."""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rnn_edge.sampling import gumbel_noise, philox
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in this language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_command_reference_is_what_help_says() -> None:
+    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == module.page(), "run: make docs"
+
+
+def test_sampling_vectors_in_the_format_are_what_the_code_draws() -> None:
+    text = (ROOT / "docs" / "model-format.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \| ([-\d.]+) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 5
+    for row in rows:
+        seed, stream, step, token = map(int, row[:4])
+        counter = (token // 4, step & 0xFFFFFFFF, step >> 32, stream)
+        word = philox(tuple(np.uint64(value) for value in counter), (seed & 0xFFFFFFFF, seed >> 32))[token % 4]
+        assert (int(word) >> 8) + 0.5 == float(row[4])
+        assert gumbel_noise(seed, stream, step, 1, token + 1)[0, token] == np.float32(float(row[5]))
+
+
+def test_readme_lists_what_make_demo_does() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert blocks("bash")[0].strip() == "make demo"
+    assert blocks("bash")[2].strip() == "make test"
+    recipe = makefile.replace("$(BIN)", ".venv/bin").replace("$(VENV)", ".venv").replace("$(PYTHON)", "python3")
+    recipe = recipe.replace("$(INSTALL)", ".venv/bin/python -m pip install --constraint constraints.txt --editable")
+    for line in blocks("bash")[1].splitlines():
+        assert f"\t{line}\n" in recipe, line
+
+
+def test_readme_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    command = shlex.split(blocks("bash")[1].splitlines()[-1])[1:]
+    result = run([sys.executable, "-m", "rnn_edge", *command], tmp_path)
+    assert result.returncode == 0, result.stderr
+    shown = blocks("text")[0]
+    # Another machine's sums may flip a close choice sooner or later; the start is safe.
+    assert result.stdout[:60] == shown[:60]
+    assert len(result.stdout) >= 300
+
+
+def test_readme_python_runs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    result = run([sys.executable, "-c", blocks("python")[0]], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout) == 200
+
+
+@pytest.mark.slow
+def test_readme_commands_run_to_the_letter(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    shutil.copy(ROOT / "tests" / "data" / "corpus.txt", tmp_path / "corpus.txt")
+    lines = blocks("console")[0].splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        command = shlex.split(line.removeprefix("$ "), comments=True)
+        assert command[0] == "rnn-edge"
+        result = run([sys.executable, "-m", "rnn_edge", *command[1:]], tmp_path)
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+    assert (tmp_path / "bundles" / "mine" / "step.onnx").is_file()
