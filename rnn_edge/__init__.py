@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rnn_edge.errors import RnnEdgeError
     from rnn_edge.events import Event, Timings
     from rnn_edge.language_model import Generation, LanguageModel
-    from rnn_edge.language_model import LanguageModel as _Model
+    from rnn_edge.providers import Device
     from rnn_edge.sampling import SamplingOptions
     from rnn_edge.state import State, load_state, save_state
     from rnn_edge.stepper import StepGraph, Stepper
@@ -58,11 +58,11 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str, **options: Any) -> "_Model":
-    """Load whatever model a bundle holds; ``LanguageModel.load`` is the typed way."""
+def load(name_or_path: str, *, device: "Device" = "auto", threads: int | None = None) -> "LanguageModel":
+    """Load whatever model a bundle holds; today every bundle holds a language model."""
     from rnn_edge.language_model import LanguageModel
 
-    return LanguageModel.load(name_or_path, **options)
+    return LanguageModel.load(name_or_path, device=device, threads=threads)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,8 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
@@ -58,11 +57,16 @@ class LanguageModel:
         *,
         max_tokens: int = 400,
         seed: int | None = None,
-        state: State | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float = 1.0,
+        repeat_window: int = 64,
         stop: Sequence[str] = (),
+        state: State | None = None,
         unknown: Unknown = "error",
         log_probabilities: bool = False,
-        **sampling: float,
     ) -> Generation:
         """Continue ``prompt``.
 
@@ -70,11 +74,12 @@ class LanguageModel:
             prompt: the text before; empty starts from the vocabulary's start token, or from a random one.
             max_tokens: how many at most; -1 for no end.
             seed: the same seed gives the same text; None draws one.
-            state: go on from where an earlier generation stopped.
+            temperature, top_k, top_p, min_p: as in ``SamplingOptions``; None takes the bundle's default.
+            repeat_penalty, repeat_window: as in ``SamplingOptions``.
             stop: end before any of these texts; they are not part of the output.
+            state: go on from where an earlier generation stopped.
             unknown: characters that the model has never seen: ``"error"`` or ``"skip"``.
             log_probabilities: put each token's log probability into its event.
-            sampling: fields of ``SamplingOptions``; the bundle's defaults fill in the rest.
 
         Raises:
             InvalidValueError: a value is out of its range.
@@ -85,12 +90,20 @@ class LanguageModel:
             raise InvalidValueError(f"max-tokens is {max_tokens}", "use a positive number, or -1 for no end")
         if any(not text for text in stop):
             raise InvalidValueError("a stop text is empty", "give some text, or leave it out")
-        defaults: dict[str, Any] = asdict(self.manifest.sampling)
+        defaults = self.manifest.sampling
+        options = SamplingOptions(
+            temperature=defaults.temperature if temperature is None else temperature,
+            top_k=defaults.top_k if top_k is None else top_k,
+            top_p=defaults.top_p if top_p is None else top_p,
+            min_p=defaults.min_p if min_p is None else min_p,
+            repeat_penalty=repeat_penalty,
+            repeat_window=repeat_window,
+        )
         return Generation(
             self.graph.stepper(),
             self.tokenizer,
             self.tokenizer.encode(prompt, unknown=unknown),
-            options=SamplingOptions(**(defaults | sampling)),
+            options=options,
             start=self.manifest.special_ids.start,
             max_tokens=max_tokens,
             seed=secrets.randbits(32) if seed is None else seed,

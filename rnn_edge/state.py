@@ -120,11 +120,11 @@ def check_state(state: State, manifest: Manifest, where: str) -> None:
     expected = {pair.input: pair.width for pair in manifest.state}
     if set(state.tensors) != set(expected):
         raise StateError(f"{where} has tensors {sorted(state.tensors)}, not {sorted(expected)}", mend)
-    batch = state.batch
+    batch = next(iter(state.tensors.values())).shape[:1]
     for name, tensor in state.tensors.items():
-        if tensor.dtype != np.float32 or tensor.shape != (batch, expected[name]):
+        if tensor.dtype != np.float32 or tensor.shape != (*batch, expected[name]):
             raise StateError(
-                f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, not float32 [{batch}, {expected[name]}]", mend
+                f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, not float32 [batch, {expected[name]}]", mend
             )
         if not np.isfinite(tensor).all():
             raise StateError(f"{where}: {name} holds values that are not finite", mend)

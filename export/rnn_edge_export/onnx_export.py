@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from rnn_edge.bundle import Bundle, read_bundle
-from rnn_edge.errors import ParityError, RunError
+from rnn_edge.errors import ParityError, RnnEdgeError, RunError
 from rnn_edge.files import new_folder, write_bytes, write_text
 from rnn_edge.manifest import (
     FORMAT_VERSION,
@@ -66,6 +66,8 @@ def export_bundle(
         ParityError: the graph does not compute what the model computes.
         RnnEdgeError: ``output`` exists without ``force``, or cannot be written.
     """
+    if force and output.exists() and not (output / MANIFEST_NAME).is_file():
+        raise RnnEdgeError(f"{output} is not a bundle", "choose another folder: --force replaces only bundles")
     with new_folder(output, force=force) as folder:
         manifest = _draft(source, name, lowering)
         contents = {

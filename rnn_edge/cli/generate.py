@@ -4,7 +4,7 @@ import signal
 import sys
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -56,7 +56,6 @@ def generate(
     text = _prompt(prompt, file)
     if save_state:
         check_output(save_state, force=force)
-    given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     started = perf_counter()
     model = LanguageModel.load(bundle, device=device, threads=threads)  # type: ignore[arg-type]  # checked there
     loaded = perf_counter() - started
@@ -65,12 +64,15 @@ def generate(
         max_tokens=max_tokens,
         seed=seed,
         state=read_state(load_state, model.manifest) if load_state else None,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repeat_penalty=repeat_penalty,
+        repeat_window=repeat_window,
         stop=stop or (),
         unknown=unknown,  # type: ignore[arg-type]  # checked there
         log_probabilities=json_lines,
-        repeat_penalty=repeat_penalty,
-        repeat_window=repeat_window,
-        **{name: value for name, value in given.items() if value is not None},
     )
     _cancel_on_interrupt(generation)
     out = render.StreamWriter()

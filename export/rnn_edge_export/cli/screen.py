@@ -73,10 +73,8 @@ class TrainingScreen:
         self._console.print(f"saved; go on with: {escape(command)}", soft_wrap=True)
 
     def _show_step(self, event: StepEvent) -> None:
-        figures = (
-            f"loss {event.loss:.3f} nats {event.loss / math.log(2):.3f} bits  perplexity {math.exp(min(event.loss, 50)):.2f}  "
-            f"{event.tokens_per_second:,.0f} tokens/s  {_duration(event.seconds_left)} left"
-        )
+        speed = f"{event.tokens_per_second:,.0f} tokens/s  {_duration(event.seconds_left)} left"
+        figures = f"loss {_loss(event.loss, 3)}  {speed}"
         self._bar.update(self._task, completed=event.step, epoch=event.epoch, figures=figures)
         if self._bar.disable and event.step % _LINE_INTERVAL == 0:
             self._console.print(f"step {event.step:,}/{event.total_steps:,}  epoch {event.epoch:.2f}  {figures}")
@@ -85,10 +83,7 @@ class TrainingScreen:
         mark = "best so far" if event.best else ""
         if not event.recorded:
             mark = "interrupted, not recorded"
-        self._console.print(
-            f"[bold]step {event.step:,}[/]  validation {event.loss:.4f} nats "
-            f"{event.loss / math.log(2):.4f} bits  perplexity {math.exp(min(event.loss, 50)):.3f}  [green]{mark}[/]"
-        )
+        self._console.print(f"[bold]step {event.step:,}[/]  validation {_loss(event.loss, 4)}  [green]{mark}[/]")
         lines = [line for line in event.sample.splitlines() if line.strip()][:4]
         for line in lines:
             self._console.print(f"  [dim]{escape(line)}[/]")
@@ -103,6 +98,12 @@ class TrainingScreen:
             f"{why} at step {event.step:,}; best weights from step {event.best_step:,}: "
             f"{', '.join(filter(None, scores))}"
         )
+
+
+def _loss(nats: float, digits: int) -> str:
+    """A loss in nats and bits per token, and as perplexity."""
+    perplexity = math.exp(min(nats, 50))
+    return f"{nats:.{digits}f} nats {nats / math.log(2):.{digits}f} bits  perplexity {perplexity:.{digits}f}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """``rnn-edge train``."""
 
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -69,8 +70,18 @@ def language_model(
             for event in trainer.run():
                 screen.show(event)
         if trainer.interrupted:
-            screen.explain_resume(f"rnn-edge train lm {corpus} -o {output} --resume")
+            screen.explain_resume(shlex.join(_resume_command(corpus, output, valid, encoding, device, threads)))
             raise typer.Exit(130)
+
+
+def _resume_command(
+    corpus: Path, output: Path, valid: Path | None, encoding: str, device: str, threads: int
+) -> list[str]:
+    command = ["rnn-edge", "train", "lm", str(corpus), "-o", str(output), "--resume"]
+    command += ["--valid", str(valid)] if valid else []
+    command += ["--encoding", encoding] if encoding != "utf-8" else []
+    command += ["--device", device] if device != "auto" else []
+    return command + (["--threads", str(threads)] if threads else [])
 
 
 def _claim_corpus(plan: Recipe, found: "Corpus", path: Path, *, resume: bool) -> Recipe:
