@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rnn_edge.events import Event, Timings
 
 _FLUSH_INTERVAL = 1 / 60
+# C0 except tab and line feed, DEL, and C1, which has no pictures.
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class StreamWriter:
@@ -23,6 +26,7 @@ class StreamWriter:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
+        self._is_terminal = self._stream.isatty()
         self._pieces: list[str] = []
         self._flushed = 0.0
 
@@ -35,10 +39,16 @@ class StreamWriter:
     def flush(self) -> None:
         """Show everything."""
         if self._pieces:
-            self._stream.write("".join(self._pieces))
+            text = "".join(self._pieces)
+            self._stream.write(visible(text) if self._is_terminal else text)
             self._pieces.clear()
         self._stream.flush()
         self._flushed = time.perf_counter()
+
+
+def visible(text: str) -> str:
+    """Control characters as the pictures of Unicode, so that no bundle's text or name can command a terminal."""
+    return text.translate(_PICTURES)
 
 
 def event_line(event: Event) -> str:
@@ -59,7 +69,7 @@ def summary(timings: Timings, load_seconds: float, device: str, seed: int) -> st
 
 def note(text: str) -> None:
     """A quiet line on stderr."""
-    console(stderr=True).print(text, style="dim", markup=False, soft_wrap=True)
+    console(stderr=True).print(visible(text), style="dim", markup=False, soft_wrap=True)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -78,7 +88,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, stderr
 
     table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console(stderr=stderr).print(table)
 
 
@@ -94,7 +104,7 @@ def show_fields(fields: Sequence[tuple[str, str]]) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in fields:
-        table.add_row(Text(name, style="bold"), Text(value))
+        table.add_row(Text(name, style="bold"), Text(visible(value)))
     console().print(table)
 
 

@@ -106,7 +106,11 @@ def _fail(message: str, hint: str, code: int) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
-    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    from rnn_edge.render import visible
+
+    # One line each, whatever a file name or a manifest holds.
+    lines = (visible(text.replace("\n", " ")) for text in (f"error: {message}", f"hint: {hint}"))
+    print(*lines, sep="\n", file=sys.stderr)
     return code
 
 

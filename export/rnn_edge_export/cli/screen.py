@@ -86,7 +86,7 @@ class TrainingScreen:
         self._console.print(f"[bold]step {event.step:,}[/]  validation {_loss(event.loss, 4)}  [green]{mark}[/]")
         lines = [line for line in event.sample.splitlines() if line.strip()][:4]
         for line in lines:
-            self._console.print(f"  [dim]{escape(line)}[/]")
+            self._console.print(f"  [dim]{escape(render.visible(line))}[/]")
 
     def _show_end(self, event: FinishedEvent) -> None:
         if event.reason == "interrupt":
