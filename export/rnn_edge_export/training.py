@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnn_edge.errors import DeviceError, RnnEdgeError, RunError
-from rnn_edge.files import check_output, write_bytes, write_text
+from rnn_edge.files import check_output, raise_cannot_write, write_bytes, write_text
 from rnn_edge.manifest import Metric
 from rnn_edge.sampling import Sampler, SamplingOptions
 from rnn_edge_export.checkpoint import (
@@ -140,7 +140,7 @@ class Trainer:
                 yield self._validate()
                 self._save()
                 clock += time.perf_counter() - pause  # tokens/s are of training alone
-                if 0 < training.patience <= self.progress.bad_validations:
+                if self._is_stale():
                     reason = "early-stop"
                     break
             if self.interrupted and step < self.total_steps:
@@ -149,6 +149,9 @@ class Trainer:
                 reason = "interrupt"
                 break
         yield self._finish(reason)
+
+    def _is_stale(self) -> bool:
+        return 0 < self.recipe.training.patience <= self.progress.bad_validations
 
     def _log_step(self, norm: Tensor, rate: float, seconds_left: float) -> StepEvent:
         """The losses since the last line of metrics. Only here does the loss leave the device."""
@@ -171,7 +174,7 @@ class Trainer:
     def _remaining_windows(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows from where the run stands; advances ``progress`` past each one before it is trained on."""
         training = self.recipe.training
-        while self.progress.step < self.total_steps:
+        while self.progress.step < self.total_steps and not self._is_stale():
             epoch, done = self.progress.epoch, self.progress.window
             # The offset depends on seed and epoch alone, so that a resumed run reads the same windows.
             offset = int(np.random.default_rng((training.seed, epoch)).integers(len(self.corpus.train)))
@@ -256,9 +259,13 @@ class Trainer:
     def _record(self, kind: str, event: TrainingEvent) -> None:
         """Append one line of JSON to the run's metrics."""
         line = json.dumps({"kind": kind, **asdict(event)}, ensure_ascii=False) + "\n"
-        with self._metrics.open("ab") as file:
-            file.write(line.encode())
-            self.progress = replace(self.progress, metrics_bytes=file.tell())
+        try:
+            with self._metrics.open("ab") as file:
+                file.write(line.encode())
+                end = file.tell()
+        except OSError as error:
+            raise_cannot_write(self._metrics, error)
+        self.progress = replace(self.progress, metrics_bytes=end)
 
     def _finite(self, loss: float) -> float:
         if math.isfinite(loss):

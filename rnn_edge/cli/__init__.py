@@ -64,18 +64,34 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments, prog_name="rnn-edge", standalone_mode=False)
+        # Not command.main: it would turn a closed pipe into exit code 1.
+        with command.make_context("rnn-edge", sys.argv[1:] if arguments is None else arguments) as context:
+            code = _exit_code(command, context)
         sys.stdout.flush()
     except RnnEdgeError as error:
         code = _fail(error.message, error.hint, error.exit_code)
     except _UsageError as error:
         code = _usage(error)
+    except typer.Exit as done:
+        code = done.exit_code
     except BrokenPipeError:
         _drop_output()
         code = 0
+    except OSError as error:
+        what = error.filename or "standard output"
+        hint = "check the path, its permissions and the room on the disk"
+        code = _fail(f"{what}: {error.strerror or error}", hint, 1)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    return code if isinstance(code, int) else 0
+    return code
+
+
+def _exit_code(command: Any, context: Any) -> int:
+    try:
+        command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    return 0
 
 
 def help_pages() -> Iterator[tuple[str, str]]:
@@ -104,7 +120,7 @@ def _usage(error: Any) -> int:
 def _fail(message: str, hint: str, code: int) -> int:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         _drop_output()
     from rnn_edge.render import visible
 
