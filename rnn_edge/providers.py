@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import TYPE_CHECKING, Any, Literal
 
 from rnn_edge.errors import BundleError, DeviceError, InvalidValueError, MissingDependencyError
@@ -41,15 +43,19 @@ def open_session(
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what matters is raised; its warnings would stand in the middle of a text
-    providers = [_CPU]
+    # What matters is raised; warnings would stand in the middle of a text.
+    options.log_severity_level = 4
+    runtime.set_default_logger_severity(4)
+    providers: list[Any] = [_CPU]
     if has_cuda and device != "cpu":
-        runtime.preload_dlls()
-        providers = [_CUDA, _CPU]
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            runtime.preload_dlls()
+        # TF32 would put the ids of fp32 weights at the mercy of the GPU's generation.
+        providers = [(_CUDA, {"use_tf32": "0"}), _CPU]
     try:
         session = runtime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # the runtime's exceptions share no base class
-        if device == "auto" and _CUDA in providers:
+        if device == "auto" and len(providers) > 1:
             return open_session(content, where, device="cpu", threads=threads)
         raise BundleError(
             f"ONNX Runtime cannot load {where}: {_first_line(error)}", "copy or export the bundle again"

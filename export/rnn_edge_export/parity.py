@@ -43,9 +43,9 @@ def check_parity(model: RecurrentLanguageModel, bundle: Bundle) -> list[Check]:
     Raises:
         ParityError: one fails; the message names it with its figures.
     """
-    graph = StepGraph(bundle, device="cpu")
+    cpu, fastest = StepGraph(bundle, device="cpu"), StepGraph(bundle, device="auto")
     checks: dict[str, Check] = {}
-    for check in _checks(model.eval(), graph):
+    for check in (*_checks(model.eval(), cpu), *_other_device(cpu, fastest)):
         # The same check at another batch size shares a line: the worse counts.
         known = checks.get(check.name)
         if known is None or not check.difference <= known.difference:
@@ -103,6 +103,15 @@ def _wiring(
         still += unchanged + copied
     yield Check("each state input moves the outputs it should", worst, STATE_TOLERANCE)
     yield Check("state outputs that ignore or copy their input", still, 0.0)
+
+
+def _other_device(cpu: StepGraph, other: StepGraph) -> Iterator[Check]:
+    """The same tokens on the GPU, where there is one."""
+    if other.device == cpu.device:
+        return
+    tokens = np.random.default_rng(1).integers(0, cpu.manifest.tokenizer.vocabulary_size, 64).tolist()
+    difference = np.abs(cpu.stepper().feed(tokens) - other.stepper().feed(tokens)).max()
+    yield Check(f"logits on {other.device} after {len(tokens)} steps", float(difference), LOGITS_TOLERANCE)
 
 
 def _resumption(graph: StepGraph, model: RecurrentLanguageModel, random: np.random.Generator) -> Check:
