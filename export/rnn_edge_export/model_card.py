@@ -1,20 +1,16 @@
 """The README.md of a bundle, written from what the manifest knows."""
 
 from rnn_edge.manifest import Manifest
-from rnn_edge_export.recipe import Recipe
 
 
-def write(manifest: Manifest, recipe: Recipe) -> str:
-    """A short model card in Markdown."""
+def write(manifest: Manifest, title: str, notes: str) -> str:
+    """A short model card in Markdown; ``notes`` is what its author adds."""
     architecture, provenance = manifest.architecture, manifest.provenance
     state_bytes = sum(pair.width * 4 for pair in manifest.state)
     lines = [
         f"# {manifest.name}",
         "",
-        (
-            f"{recipe.title or 'A recurrent language model'}: a step graph for "
-            "[rnn-edge](https://pypi.org/project/rnn-edge/)."
-        ),
+        (f"{title or 'A recurrent language model'}: a step graph for [rnn-edge](https://pypi.org/project/rnn-edge/)."),
         "",
         "| | |",
         "|---|---|",
@@ -38,7 +34,7 @@ def write(manifest: Manifest, recipe: Recipe) -> str:
             for metric in manifest.metrics
         ]
         lines.append("")
-    if recipe.notes:
-        lines += [recipe.notes.strip(), ""]
+    if notes.strip():
+        lines += [notes.strip(), ""]
     lines += ["## Recipe", "", "```toml", provenance.recipe.strip(), "```", ""]
     return "\n".join(lines)

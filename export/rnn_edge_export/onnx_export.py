@@ -49,12 +49,13 @@ _GOLDEN_TEXT = "A device that replays these words, step by step, proves itself.\
 
 @dataclass(frozen=True)
 class Source:
-    """What an export needs from training."""
+    """What an export needs from training. ``notes`` is Markdown for the model card."""
 
     model: RecurrentLanguageModel
     tokenizer: Tokenizer
     recipe: Recipe
     metrics: tuple[Metric, ...]
+    notes: str = ""
 
 
 def export_bundle(
@@ -78,7 +79,7 @@ def export_bundle(
         checks = check_parity(source.model, read_bundle(folder))
         golden = record_golden(read_bundle(folder), source)
         manifest = replace(manifest, golden=golden)
-        contents[CARD_FILE] = model_card.write(manifest, source.recipe).encode()
+        contents[CARD_FILE] = model_card.write(manifest, source.recipe.title, source.notes).encode()
         _write(folder, manifest, contents)
     return read_bundle(output), checks
 

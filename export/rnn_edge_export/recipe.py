@@ -77,10 +77,9 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete training run. ``notes`` is Markdown for the model card."""
+    """A complete training run."""
 
     title: str = ""
-    notes: str = ""
     data: DataRecipe = DataRecipe()
     model: ModelRecipe = ModelRecipe()
     training: TrainingRecipe = TrainingRecipe()
@@ -89,7 +88,7 @@ class Recipe:
         """TOML with every field written out."""
         import tomli_w  # part of the export extra; reading needs only the standard library
 
-        return tomli_w.dumps(encode(self), multiline_strings=True)
+        return tomli_w.dumps(encode(self))
 
     @classmethod
     def from_toml(cls, path: Path) -> "Recipe":
