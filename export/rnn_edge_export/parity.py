@@ -1,9 +1,7 @@
 """PyTorch against the shipped stepper. Every check is fatal at export: a wrong graph still writes plausible text."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,8 +9,9 @@ from numpy.typing import NDArray
 
 from rnn_edge.bundle import Bundle
 from rnn_edge.errors import ParityError
-from rnn_edge.state import State, load_state, save_state
+from rnn_edge.state import State
 from rnn_edge.stepper import StepGraph
+from rnn_edge.verification import resumption_difference
 from rnn_edge_export.modules import RecurrentLanguageModel
 from rnn_edge_export.modules import State as ModelState
 
@@ -82,7 +81,7 @@ def _checks(model: RecurrentLanguageModel, graph: StepGraph) -> Iterator[Check]:
         difference = np.abs(singles - logits.numpy()).max()
         yield Check(f"{max(STEPS)} single steps against one long run", float(difference), LOGITS_TOLERANCE)
     yield from _wiring(graph, model, names, random)
-    yield _resumption(graph, model, random)
+    yield Check("state saved and loaded in mid-stream", resumption_difference(graph), 0.0)
 
 
 def _wiring(
@@ -112,22 +111,6 @@ def _other_device(cpu: StepGraph, other: StepGraph) -> Iterator[Check]:
     tokens = np.random.default_rng(1).integers(0, cpu.manifest.tokenizer.vocabulary_size, 64).tolist()
     difference = np.abs(cpu.stepper().feed(tokens) - other.stepper().feed(tokens)).max()
     yield Check(f"logits on {other.device} after {len(tokens)} steps", float(difference), LOGITS_TOLERANCE)
-
-
-def _resumption(graph: StepGraph, model: RecurrentLanguageModel, random: np.random.Generator) -> Check:
-    """Stop, save, load and go on: bit for bit the same."""
-    tokens = random.integers(0, model.embedding.num_embeddings, 32).tolist()
-    straight = graph.stepper()
-    expected = straight.feed(tokens).copy()
-    stopped = graph.stepper()
-    stopped.feed(tokens[:16])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
-        save_state(path, stopped.state(), graph.manifest)
-        resumed = graph.stepper()
-        resumed.load(load_state(path, graph.manifest))
-    difference = np.abs(resumed.feed(tokens[16:]) - expected).max()
-    return Check("state saved and loaded in mid-stream", float(difference), 0.0)
 
 
 def to_model(state: State, model: RecurrentLanguageModel) -> ModelState:
