@@ -13,6 +13,7 @@ the counter-based generator Philox4x32-10 (Salmon et al. 2011, "Parallel random 
 All sums are float32, ties go to the lowest id: equal logits give equal ids on every machine.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -120,17 +121,19 @@ def keep_likely(scaled: Logits, top_k: int, top_p: float, min_p: float) -> Logit
     (Holtzman et al. 2020); those with at least ``min_p`` times the probability of the likeliest (Nguyen et al. 2024).
     Every filter is a threshold on the logits, so ids that tie with the last one kept remain too.
     """
-    threshold = -np.inf
-    if 0 < top_k < len(scaled):
-        threshold = np.partition(scaled, len(scaled) - top_k)[len(scaled) - top_k]
+    size = len(scaled)
+    ascending = np.sort(scaled)
+    threshold = -math.inf
+    if 0 < top_k < size:
+        threshold = float(ascending[size - top_k])
     if top_p < 1:
-        descending = np.sort(scaled[scaled >= threshold])[::-1].astype(np.float64)
+        descending = ascending[ascending.searchsorted(threshold) :][::-1].astype(np.float64)
         mass = np.exp(descending - descending[0]).cumsum()
         # The first place where the mass reaches the share; rounding may leave the last sum just below it.
-        last = min(int(np.searchsorted(mass, top_p * mass[-1])), len(descending) - 1)
-        threshold = max(threshold, descending[last])
+        last = min(int(mass.searchsorted(top_p * mass[-1])), len(descending) - 1)
+        threshold = float(descending[last])
     if min_p > 0:
-        threshold = max(threshold, float(scaled.max()) + np.log(min_p))
+        threshold = max(threshold, float(ascending[-1]) + math.log(min_p))
     return np.where(scaled >= threshold, scaled, np.float32(-np.inf))
 
 

@@ -1,0 +1,164 @@
+"""Training throughput of our ``Trainer`` against a bare PyTorch loop of the same shapes and precision.
+
+    python -m benchmarks.training
+    python -m benchmarks.training --hidden 512 --precision fp32 --steps 30
+
+The bare loop below is what one writes on a page: ``nn.LSTM`` with ``num_layers`` and ``dropout``, cross entropy, AdamW,
+clipping, truncated back-propagation with the state carried; no averaged weights, no schedule, no log. Ours is
+``Trainer.run`` on a synthetic corpus, with averaging, schedule and metrics. The two take turns in chunks of ten steps,
+in one process. Prints a table of median (best) tokens per second and the ratio ours / bare, with pass or MISS for the
+target: at least 0.95.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.common import CELLS, CHARACTERS, EMBEDDING, interleave, machine, ratio, table, verdict
+from rnn_edge.manifest import Cell
+from rnn_edge.tokenizer import character_tokenizer
+from rnn_edge_export.data import Corpus
+from rnn_edge_export.recipe import ModelRecipe, Recipe, TrainingRecipe
+from rnn_edge_export.training import StepEvent, Trainer, TrainingEvent
+
+TARGET = 0.95
+CHUNK = 10  # Trainer.run yields once in ten steps
+NEVER = 10**9
+WARM_UP = 1
+WINDOWS = 100  # of the synthetic corpus; both loops go round it
+
+_CELLS: dict[Cell, Callable[..., nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cell", choices=CELLS, default="lstm")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--length", type=int, default=128, help="steps of a window")
+    parser.add_argument("--steps", type=int, default=60, help="measured steps of each loop, in chunks of ten")
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, help="default: PyTorch's")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    corpus = synthetic_corpus(options.batch, options.length)
+    rows, place = [], ""
+    for precision in options.precision:
+        recipe = Recipe(
+            model=ModelRecipe(cell=options.cell, embedding=EMBEDDING, hidden=options.hidden, layers=options.layers),
+            training=TrainingRecipe(
+                epochs=float(NEVER),  # the chunks end it
+                batch_size=options.batch,
+                sequence_length=options.length,
+                validation_interval=NEVER,
+                precision=precision,
+            ),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(recipe, corpus, Path(folder), options.device, resume=False)
+            place = f"{trainer.device.type}, {torch.get_num_threads()} thread(s)"
+            contenders = {
+                "ours": on_device(trainer.device, our_chunk(trainer.run())),
+                "bare": on_device(trainer.device, BareLoop(recipe, corpus, trainer.device, precision).chunk),
+            }
+            units = CHUNK * options.batch * options.length
+            seconds = interleave(contenders, rounds=-(-options.steps // CHUNK), units=units, warm_up=WARM_UP)
+        relative = ratio(seconds["bare"], seconds["ours"])
+        rates = [tokens_per_second(seconds[name]) for name in contenders]
+        rows.append((precision, *rates, f"{relative:.3f}", f"≥ {TARGET}", verdict(relative >= TARGET)))
+
+    print(
+        f"{options.cell} {options.hidden}x{options.layers}, embedding {EMBEDDING}, vocabulary {len(CHARACTERS)}, "
+        f"batch {options.batch} × {options.length}, {place}"
+    )
+    print(machine("torch"), end="\n\n")
+    print(table(("precision", "ours, tokens/s", "bare loop, tokens/s", "ours / bare", "target", "result"), rows))
+
+
+def synthetic_corpus(batch: int, length: int) -> Corpus:
+    """Random tokens: speed does not depend on them."""
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(len(CHARACTERS), (WINDOWS * batch * length + 1,), generator=random)
+    return Corpus(character_tokenizer(CHARACTERS), tokens, tokens[: 2 * length], "", "", "random tokens")
+
+
+def our_chunk(events: Iterator[TrainingEvent]) -> Callable[[], None]:
+    """Ten steps of ``Trainer.run``."""
+
+    def work() -> None:
+        event = next(events)
+        assert isinstance(event, StepEvent)
+        assert event.step % CHUNK == 0
+
+    return work
+
+
+class BareLoop:
+    """The peer: nothing but what training needs."""
+
+    def __init__(
+        self, recipe: Recipe, corpus: Corpus, device: torch.device, precision: Literal["fp32", "bf16"]
+    ) -> None:
+        shape, training = recipe.model, recipe.training
+        self.device, self.enabled = device, precision == "bf16"
+        self.length, self.clip_norm = training.sequence_length, training.clip_norm
+        size = len(CHARACTERS)
+        self.embedding = nn.Embedding(size, shape.embedding)
+        between = shape.layer_dropout if shape.layers > 1 else 0.0
+        self.rnn = _CELLS[shape.cell](shape.embedding, shape.hidden, shape.layers, dropout=between)
+        self.dropout = nn.Dropout(shape.output_dropout)
+        self.output = nn.Linear(shape.hidden, size)
+        self.model = nn.ModuleList([self.embedding, self.rnn, self.dropout, self.output]).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+        )
+        streams = corpus.train[:-1].view(training.batch_size, -1).t().contiguous().to(device)  # [steps, streams]
+        self.inputs, self.targets = streams, torch.roll(streams, -1, 0)
+        self.state: tuple[Tensor, ...] | Tensor | None = None
+        self.place = 0
+
+    def chunk(self) -> None:
+        """Ten steps."""
+        for _ in range(CHUNK):
+            window = slice(self.place, self.place + self.length)
+            self.place = (self.place + self.length) % len(self.inputs)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enabled):
+                y, state = self.rnn(self.embedding(self.inputs[window]), self.state)
+                logits = self.output(self.dropout(y))
+            self.state = tuple(item.detach() for item in state) if isinstance(state, tuple) else state.detach()
+            loss = F.cross_entropy(logits.float().flatten(0, 1), self.targets[window].flatten())
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self.optimizer.step()
+
+
+def on_device(device: torch.device, work: Callable[[], None]) -> Callable[[], None]:
+    """The same work, waited for: kernels of a GPU run behind the program."""
+
+    def waited() -> None:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return waited
+
+
+def tokens_per_second(seconds_per_token: list[float]) -> str:
+    """Median (best)."""
+    return f"{1 / statistics.median(seconds_per_token):,.0f} ({1 / min(seconds_per_token):,.0f})"
+
+
+if __name__ == "__main__":
+    main()
