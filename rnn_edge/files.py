@@ -55,9 +55,15 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
             fresh = Path(scratch) / "new"
             fresh.mkdir()
             yield fresh
+            old = Path(scratch) / "old"
             if path.exists():
-                path.rename(Path(scratch) / "old")
-            fresh.rename(path)
+                path.rename(old)
+            try:
+                fresh.rename(path)
+            except BaseException:
+                if old.exists():
+                    old.rename(path)
+                raise
             _sync_folder(path.parent)
     except OSError as error:
         raise_cannot_write(path, error)

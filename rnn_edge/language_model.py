@@ -9,14 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 
-import numpy as np
-
 from rnn_edge.bundle import Bundle, open_bundle
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.events import Event, FinishReason, Timings
 from rnn_edge.manifest import Manifest
 from rnn_edge.providers import Device
-from rnn_edge.sampling import Logits, Sampler, SamplingOptions, gumbel_noise, log_probability
+from rnn_edge.sampling import Sampler, SamplingOptions, gumbel_noise, log_probability
 from rnn_edge.state import Continuation, State
 from rnn_edge.stepper import StepGraph, Stepper
 from rnn_edge.tokenizer import StreamDecoder, Tokenizer, Unknown
@@ -153,7 +151,7 @@ class Generation(Iterator[Event]):
         self._prompt = prompt if before.pending is None else [before.pending, *prompt]
         if not self._prompt:
             self._prompt = [_random_start(seed, size) if start is None else start]
-        self._pending: int | None = before.pending
+        self._pending = self._prompt[0]
         self._cancelled = False
         self._events = self._run(perf_counter())
 
@@ -171,12 +169,15 @@ class Generation(Iterator[Event]):
 
     def _run(self, called: float) -> Iterator[Event]:
         choose, push, step, recent = self._sampler.choose, self._decoder.push, self._stepper.step, self._recent
-        logits = self._feed_prompt()
-        fed = perf_counter()
-        first = fed
+        self._feed_prompt()
+        fed = first = perf_counter()
         count = 0
         reason: FinishReason = "interrupt"
+        # Wherever this is cancelled, the state has seen everything before the pending token, and that token is shown.
         while not self._cancelled:
+            logits = step(self._pending)
+            if count == 0:
+                fed = perf_counter()
             token = self._pending = choose(logits[0], recent)
             recent.append(token)
             text = push(token)
@@ -194,7 +195,6 @@ class Generation(Iterator[Event]):
             if count == self._max_tokens:
                 reason = "length"
                 break
-            logits = step(token)
         rest = ""
         if reason != "stop":
             rest = self._decoder.flush()
@@ -203,15 +203,13 @@ class Generation(Iterator[Event]):
         timings = Timings(len(self._prompt), fed - called, count, perf_counter() - fed, first - called)
         yield Event(rest, None, finish_reason=reason, timings=timings)
 
-    def _feed_prompt(self) -> Logits:
-        """Feed the prompt one token a step, so that a cancelled long prompt ends at once."""
-        logits = np.zeros((1, 1), np.float32)
-        for token in self._prompt:
+    def _feed_prompt(self) -> None:
+        """Feed all but the last token, one a step, so that a long prompt can be cancelled."""
+        for following in self._prompt[1:]:
             if self._cancelled:
                 break
-            logits = self._stepper.step(token)
-            self._pending = None
-        return logits
+            self._stepper.step(self._pending)
+            self._pending = following
 
 
 class StopFilter:
@@ -224,10 +222,11 @@ class StopFilter:
     def push(self, text: str) -> tuple[str, bool]:
         """Text that is certainly no part of a stop text, and whether one was found; nothing after it counts."""
         held = self._held + text
-        found = [place for place in (held.find(stop) for stop in self._stops) if place >= 0]
+        # The one that ends first, then the longest: so it does not matter how the text was cut into pieces.
+        found = [(held.find(stop) + len(stop), held.find(stop)) for stop in self._stops if stop in held]
         if found:
             self._held = ""
-            return held[: min(found)], True
+            return held[: min(found)[1]], True
         keep = max(self._overlap(held, stop) for stop in self._stops)
         cut = len(held) - keep
         self._held = held[cut:]

@@ -76,8 +76,13 @@ def console(*, stderr: bool = False) -> Console:
     """A console that keeps colour away from pipes, dumb terminals and NO_COLOR, and never breaks lines of a pipe."""
     from rich.console import Console
 
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave a closed pipe to the command line, instead of exit code 1."""
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 160)
+    return PlainConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else 160)
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, stderr: bool = False) -> None:

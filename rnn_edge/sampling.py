@@ -28,6 +28,7 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_GREEDY_BELOW = 1e-3  # colder, the quotients leave what float32 tells apart
 _BLOCK = 8192  # values of noise drawn at once: their cost per token is a few microseconds, their memory 32 kB
 
 
@@ -35,7 +36,7 @@ _BLOCK = 8192  # values of noise drawn at once: their cost per token is a few mi
 class SamplingOptions:
     """How the next token is chosen.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 turn these filters off.
+    ``temperature`` 0, or less than 0.001, is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 turn these filters off.
     ``repeat_penalty`` (Keskar et al. 2019, CTRL) weakens ids among the last ``repeat_window`` tokens; 1 is off.
     """
 
@@ -90,7 +91,7 @@ class Sampler:
         options = self._options
         if options.repeat_penalty != 1:
             logits = penalise(logits, recent, options.repeat_penalty)
-        if options.temperature == 0:
+        if options.temperature < _GREEDY_BELOW:
             self.step += 1
             return int(logits.argmax())
         scaled = logits / self._temperature

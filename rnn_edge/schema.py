@@ -83,7 +83,7 @@ def _decode(kind: Any, value: object, strict: bool, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return decode(typing.cast(type, kind), value, strict=strict, where=where)
     if kind is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if type(value) is not kind:
         raise SchemaError(f"{where} is {_name(value)}, not {_NAMES.get(kind, kind.__name__)}")
     if isinstance(value, float) and not math.isfinite(value):

@@ -105,7 +105,7 @@ def load_state(path: Path, manifest: Manifest) -> State:
     pending = () if continuation.pending is None else (continuation.pending,)
     state = State(tensors, continuation)
     check_state(state, manifest, str(path))
-    if continuation.step < 0 or any(not 0 <= token < size for token in (*pending, *continuation.recent)):
+    if not 0 <= continuation.step < 2**63 or any(not 0 <= token < size for token in (*pending, *continuation.recent)):
         raise StateError(f"{path} has token ids outside the vocabulary", mend)
     return state
 

@@ -1,6 +1,7 @@
 """The command line: a table of commands, each imported when it runs, and the one place where errors are printed."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     command = typer.main.get_command(app)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks is no reason to end a text
     try:
         # Not command.main: it would turn a closed pipe into exit code 1.
         with command.make_context("rnn-edge", sys.argv[1:] if arguments is None else arguments) as context:
