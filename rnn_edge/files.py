@@ -77,6 +77,8 @@ def check_output(path: Path, *, force: bool) -> None:
     """
     if path.exists() and not force:
         raise RnnEdgeError(f"{path} exists already", "choose another output path, or replace it with --force")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise RnnEdgeError(f"{path} is no plain file", "choose another output path")
     for parent in (path, *path.parents):
         if parent.exists():
             if parent is not path and not parent.is_dir():

@@ -152,6 +152,7 @@ class Generation(Iterator[Event]):
         if not self._prompt:
             self._prompt = [_random_start(seed, size) if start is None else start]
         self._pending = self._prompt[0]
+        self._held_bytes = b""
         self._cancelled = False
         self._events = self._run(perf_counter())
 
@@ -164,7 +165,8 @@ class Generation(Iterator[Event]):
 
     def state(self) -> State:
         """A copy of the state, to go on from with ``generate(state=…)`` as if the text had never stopped."""
-        continuation = Continuation(self._pending, self._sampler.step, tuple(self._recent), self._decoder.pending.hex())
+        held = self._decoder.pending or self._held_bytes
+        continuation = Continuation(self._pending, self._sampler.step, tuple(self._recent), held.hex())
         return replace(self._stepper.state(), continuation=continuation)
 
     def _run(self, called: float) -> Iterator[Event]:
@@ -195,6 +197,7 @@ class Generation(Iterator[Event]):
             if count == self._max_tokens:
                 reason = "length"
                 break
+        self._held_bytes = self._decoder.pending  # flushed as U+FFFD below, yet the next text may complete them
         rest = ""
         if reason != "stop":
             rest = self._decoder.flush()

@@ -36,6 +36,7 @@ from rnn_edge_export import model_card
 from rnn_edge_export.modules import RecurrentLanguageModel, parameter_count
 from rnn_edge_export.parity import Check, check_parity
 from rnn_edge_export.recipe import Recipe
+from rnn_edge_export.run import METRICS, TOKENIZER, load_best, read_scores
 from rnn_edge_export.steps import ALLOWED_OPERATORS, make_step
 
 STEP_FILE, TOKENIZER_FILE, CARD_FILE = "step.onnx", "tokenizer.json", "README.md"
@@ -236,8 +237,6 @@ def load_source(run: Path) -> Source:
     Raises:
         RunError: not a run, or without a checkpoint.
     """
-    from rnn_edge_export.training import METRICS, TOKENIZER, load_best, read_scores
-
     model, recipe = load_best(run)
     try:
         tokenizer = Tokenizer((run / TOKENIZER).read_bytes(), str(run / TOKENIZER))

@@ -4,7 +4,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from rnn_edge.errors import InvalidValueError, RunError
 from rnn_edge.manifest import Cell
@@ -126,9 +126,13 @@ class Recipe:
             InvalidValueError: a value is out of its range, or two exclude each other.
         """
         for section in (self.model, self.training):
+            hints = get_type_hints(type(section))
             for item in dataclasses.fields(section):
                 value, minimum, below = getattr(section, item.name), *map(item.metadata.get, ("minimum", "below"))
                 flag = flag_name(item.name)
+                choices = get_args(hints[item.name]) if get_origin(hints[item.name]) is Literal else ()
+                if choices and value not in choices:
+                    raise InvalidValueError(f"{flag} is {value!r}", f"use one of {', '.join(choices)}")
                 # Written so that NaN fails too.
                 if minimum is not None and not value >= minimum:
                     raise InvalidValueError(f"{flag} is {value}", f"use at least {minimum:g}")

@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnn_edge.errors import DeviceError, RnnEdgeError, RunError
-from rnn_edge.files import check_output, raise_cannot_write, write_bytes, write_text
-from rnn_edge.manifest import Metric
+from rnn_edge.errors import RunError
+from rnn_edge.files import raise_cannot_write, write_bytes, write_text
 from rnn_edge.sampling import Sampler, SamplingOptions
 from rnn_edge_export.checkpoint import (
     Best,
@@ -31,12 +29,11 @@ from rnn_edge_export.checkpoint import (
     save_checkpoint,
 )
 from rnn_edge_export.data import Corpus, windows, windows_per_epoch
+from rnn_edge_export.hardware import autocast, resolve_device, resolve_precision
 from rnn_edge_export.modules import RecurrentLanguageModel, State, detach, parameter_count
 from rnn_edge_export.recipe import Recipe, TrainingRecipe
+from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE, TOKENIZER, load_best
 from rnn_edge_export.scoring import carried_loss, cold_block_loss
-
-RECIPE, TOKENIZER, METRICS = "recipe.toml", "tokenizer.json", "metrics.jsonl"
-LAST, BEST = "last.safetensors", "best.safetensors"
 
 _LOG_INTERVAL = 10
 _VALIDATION_STREAMS = 16
@@ -148,6 +145,8 @@ class Trainer:
                 yield self._evaluate(recorded=False)
                 reason = "interrupt"
                 break
+        if reason == "complete" and self._is_stale():  # resumed after it had stopped
+            reason = "early-stop"
         yield self._finish(reason)
 
     def _is_stale(self) -> bool:
@@ -279,8 +278,11 @@ class Trainer:
         self._finite(self._loss_sum.item())
         self.progress = replace(self.progress, loss_sum=self._loss_sum.item())
         # The metrics first: a checkpoint never counts lines that are not on the disk.
-        with self._metrics.open("rb") as file:
-            os.fsync(file.fileno())
+        try:
+            with self._metrics.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise_cannot_write(self._metrics, error)
         tensors = {
             **module_tensors("model", self.model),
             **module_tensors("average", self.average),
@@ -300,6 +302,11 @@ class Trainer:
         restore_module("model", self.model, tensors)
         restore_module("average", self.average, tensors)
         restore_optimizer(self.optimizer, tensors)
+        missing = {"random", *(f"state.{name}" for name in self.model.state_names())}.difference(tensors)
+        if missing:
+            raise RunError(
+                f"{self.directory / LAST} has no tensor {min(missing)}", "train again, or copy the run again"
+            )
         flat = iter(tensors[f"state.{name}"].to(self.device) for name in self.model.state_names())
         self.state = [tuple(next(flat) for _ in layer) for layer in self.state]
         torch.set_rng_state(tensors["random"])
@@ -328,41 +335,6 @@ def learning_rate(step: int, total_steps: int, training: TrainingRecipe) -> floa
     return training.learning_rate * (training.final_learning_rate + (1 - training.final_learning_rate) * cosine)
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` to a device.
-
-    Raises:
-        DeviceError: CUDA is asked for and this PyTorch cannot use it.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            "--device cuda: PyTorch finds no CUDA GPU",
-            "install a CUDA build of torch and a driver, or use --device cpu",
-        )
-    use_cuda = torch.cuda.is_available() if name == "auto" else name == "cuda"
-    if use_cuda:
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
-        torch.backends.cudnn.fp32_precision = "tf32"
-    return torch.device("cuda" if use_cuda else "cpu")
-
-
-def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """``auto`` takes bf16 where there are matrix units for it: recent GPUs, and CPUs with AMX.
-
-    On CPUs without them bf16 is slower than fp32.
-    """
-    if name in ("fp32", "bf16"):
-        return name  # type: ignore[return-value]
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
-
-
-def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[object]:
-    """Mixed precision for a block; weights and optimiser stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
 @torch.no_grad()
 def write_sample(model: RecurrentLanguageModel, corpus: Corpus, *, seed: int) -> str:
     """Some text by the model. Its noise is keyed by ``seed``, so it never disturbs the training's random numbers."""
@@ -375,46 +347,3 @@ def write_sample(model: RecurrentLanguageModel, corpus: Corpus, *, seed: int) ->
         token = sampler.choose(logits[0, 0].float().cpu().numpy())
         ids.append(token)
     return corpus.tokenizer.decode(ids)
-
-
-def load_best(directory: Path) -> tuple[RecurrentLanguageModel, Recipe]:
-    """A run's best weights as a model on the CPU, and its recipe.
-
-    Raises:
-        RunError: no run, or a run without a checkpoint.
-    """
-    if not (directory / RECIPE).is_file():
-        raise RunError(f"{directory} is not a training run", "give the folder that rnn-edge train wrote with -o")
-    recipe = Recipe.from_toml(directory / RECIPE)
-    tensors, best = load_checkpoint(directory / BEST, Best)
-    model = RecurrentLanguageModel(recipe.model, best.vocabulary_size)
-    restore_module("model", model, tensors)
-    return model.requires_grad_(False).eval(), recipe
-
-
-def read_scores(metrics: Path, recipe: Recipe) -> tuple[Metric, ...]:
-    """The scores of a finished run's best weights, as a manifest records them; none for an unfinished run."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    records = [record for record in map(json.loads, lines) if record["kind"] == "finished"]
-    if not records:
-        return ()
-    last, data = records[-1], recipe.data.title
-    split = last["valid_source"]
-    carried = Metric("loss", last["carried"], "nats per token", data, split, "state carried from a zero start")
-    if last["cold"] is None:
-        return (carried,)
-    cold = Metric("loss", last["cold"], "nats per token", data, split, "consecutive blocks of 256 from a zero state")
-    return carried, cold
-
-
-def start_run(directory: Path, recipe: Recipe, *, force: bool) -> None:
-    """Check that a new run may be written to ``directory``.
-
-    Raises:
-        RnnEdgeError: it exists and is not empty, and ``force`` is not given; or it cannot be written.
-    """
-    if directory.is_dir() and not any(directory.iterdir()):
-        return
-    if force and directory.exists() and not (directory / RECIPE).is_file():
-        raise RnnEdgeError(f"{directory} is not a training run", "choose another folder: --force replaces only runs")
-    check_output(directory, force=force)

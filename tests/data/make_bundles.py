@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
+from rnn_edge.manifest import Lowering
 from rnn_edge_export.data import load_corpus
 from rnn_edge_export.onnx_export import export_bundle, load_source
 from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
 from rnn_edge_export.training import Trainer
-
-from rnn_edge.manifest import Lowering
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus.txt"
@@ -40,7 +40,7 @@ def main() -> None:
     corpus = load_corpus(CORPUS, None, TRAINING)
     data = DataRecipe("The lighthouse keeper's ledger", "tests/data/corpus.txt", "MIT", corpus.sha256)
     for name, (model, lowering) in BUNDLES.items():
-        recipe = Recipe(f"Tiny {model.cell.upper()} for tests", "", data, model, TRAINING)
+        recipe = Recipe(title=f"Tiny {model.cell.upper()} for tests", data=data, model=model, training=TRAINING)
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / name
             for _ in Trainer(recipe, corpus, run, "cpu", resume=False).run():

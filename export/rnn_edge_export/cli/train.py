@@ -56,7 +56,8 @@ def language_model(
 
         from rnn_edge_export.cli.screen import TrainingScreen
         from rnn_edge_export.data import load_corpus
-        from rnn_edge_export.training import Trainer, start_run
+        from rnn_edge_export.run import start_run
+        from rnn_edge_export.training import FinishedEvent, Trainer
 
         if not resume:
             start_run(output, plan, force=force)
@@ -69,7 +70,7 @@ def language_model(
         with _interrupts(trainer), screen:
             for event in trainer.run():
                 screen.show(event)
-        if trainer.interrupted:
+        if isinstance(event, FinishedEvent) and event.reason == "interrupt":
             screen.explain_resume(shlex.join(_resume_command(corpus, output, valid, encoding, device, threads)))
             raise typer.Exit(130)
 

@@ -1,0 +1,23 @@
+"""Fixtures that the tests of both sides share. Nothing here imports torch or onnx."""
+
+import pytest
+from hypothesis import settings
+
+from rnn_edge.language_model import LanguageModel
+from tests.device.tiny import GRU, LSTM
+
+# The same examples on every run, and no deadline: how fast a machine is says nothing about these tests.
+settings.register_profile("rnn-edge", deadline=None, derandomize=True)
+settings.load_profile("rnn-edge")
+
+
+@pytest.fixture(scope="session")
+def lstm() -> LanguageModel:
+    """Two LSTM layers in the operator lowering."""
+    return LanguageModel.load(LSTM, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def gru() -> LanguageModel:
+    """One GRU layer in the cell lowering."""
+    return LanguageModel.load(GRU, device="cpu")

@@ -1,0 +1,28 @@
+"""Fixtures for the tests of the device side."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rnn_edge.cli import run
+from tests.device.tiny import DATA
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
+    """Run a command in this process, in an empty folder, with the tiny bundles → exit code, stdout, stderr."""
+    monkeypatch.setenv("RNN_EDGE_MODELS", str(DATA))
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGINT)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield call
+    signal.signal(signal.SIGINT, handler)

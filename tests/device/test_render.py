@@ -1,0 +1,97 @@
+"""How often a stream is flushed, by a clock that the test turns."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rnn_edge.events import Event, Timings
+from rnn_edge.render import StreamWriter, event_line, summary
+
+
+class Screen(io.StringIO):
+    """Remembers what was visible after each flush."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flushed: list[str] = []
+
+    def flush(self) -> None:
+        super().flush()
+        self.flushed.append(self.getvalue())
+
+
+class Clock:
+    """Stands where it is put."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("rnn_edge.render.time", SimpleNamespace(perf_counter=made.perf_counter))
+    return made
+
+
+def test_slow_pieces_are_shown_at_once(clock: Clock) -> None:
+    screen = Screen()
+    out = StreamWriter(screen)
+    for count, piece in enumerate("abcde", 1):
+        out.write(piece)
+        assert screen.flushed[-1] == "abcde"[:count]
+        clock.now += 0.05
+    assert len(screen.flushed) == 5
+
+
+def test_fast_pieces_are_shown_at_most_sixty_times_a_second(clock: Clock) -> None:
+    screen = Screen()
+    out = StreamWriter(screen)
+    for _ in range(20_000):  # two seconds at 10,000 pieces a second
+        out.write("x")
+        clock.now += 1e-4
+    assert 100 <= len(screen.flushed) <= 121
+    out.flush()
+    assert screen.getvalue() == "x" * 20_000
+
+
+def test_the_first_piece_is_shown_at_once_and_the_next_soon(clock: Clock) -> None:
+    screen = Screen()
+    out = StreamWriter(screen)
+    out.write("a")
+    assert screen.getvalue() == "a"
+    out.write("b")
+    assert screen.getvalue() == "a"
+    clock.now += 0.017
+    out.write("c")
+    assert screen.getvalue() == "abc"
+
+
+def test_event_lines() -> None:
+    assert json.loads(event_line(Event("é\n", 3, -0.5))) == {"text": "é\n", "token": 3, "log_probability": -0.5}
+    line = event_line(Event("", None, finish_reason="stop", timings=Timings(1, 0.1, 2, 0.2, 0.15)))
+    assert line.count("\n") == 1
+    assert json.loads(line) == {
+        "text": "",
+        "finish_reason": "stop",
+        "timings": {
+            "prompt_tokens": 1,
+            "prompt_seconds": 0.1,
+            "generated_tokens": 2,
+            "generation_seconds": 0.2,
+            "first_token_seconds": 0.15,
+        },
+    }
+
+
+def test_summary() -> None:
+    assert summary(Timings(10, 0.5, 300, 2.0, 0.51), 0.0123, "cpu", 42) == (
+        "load 12 ms on cpu · prompt 10 tokens, 20 tokens/s · generated 300 tokens, 150 tokens/s · "
+        "first token after 510.0 ms · seed 42"
+    )
+    assert "– tokens/s" in summary(Timings(0, 0.0, 0, 0.0, 0.0), 0.0, "cpu", 1)

@@ -1,0 +1,78 @@
+"""Training on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from rnn_edge_export.data import load_corpus
+from rnn_edge_export.hardware import resolve_device, resolve_precision
+from rnn_edge_export.modules import RecurrentLanguageModel
+from rnn_edge_export.onnx_export import export_bundle, load_source
+from rnn_edge_export.recipe import ModelRecipe, Recipe, TrainingRecipe
+from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA GPU"),
+]
+
+_MODEL = ModelRecipe(embedding=8, hidden=16, layers=2, weight_drop=0.3, input_dropout=0.1)
+
+
+def test_weight_drop_reaches_the_fused_kernel() -> None:
+    torch.manual_seed(1)
+    model = RecurrentLanguageModel(replace(_MODEL, input_dropout=0.0, layer_dropout=0.0, output_dropout=0.0), 9)
+    model = model.to("cuda").train()
+    tokens = torch.randint(9, (6, 2), device="cuda")
+    first, second = (model(tokens, model.zero_state(2))[0] for _ in range(2))
+    assert not torch.allclose(first[1:], second[1:], atol=1e-4)
+    first.sum().backward()
+    for layer in model.layers:
+        gradient = dict(layer.named_parameters())["weight_hh_l0"].grad
+        assert gradient is not None
+        assert 0 < (gradient == 0).float().mean() < 1  # some weights were dropped
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_trains_resumes_and_exports(tmp_path: Path, text: str, precision: Literal["fp32", "bf16"]) -> None:
+    corpus_file = tmp_path / "corpus.txt"
+    corpus_file.write_text(text, encoding="utf-8")
+    training = TrainingRecipe(
+        epochs=2.0,
+        batch_size=8,
+        sequence_length=24,
+        learning_rate=0.01,
+        validation_interval=30,
+        reset_probability=0.05,
+        precision=precision,
+    )
+    plan = Recipe(model=_MODEL, training=training)
+    corpus = load_corpus(corpus_file, None, training)
+    trainer = Trainer(plan, corpus, tmp_path / "run", "cuda", resume=False)
+    losses = []
+    for event in trainer.run():
+        if isinstance(event, StepEvent):
+            losses.append(event.loss)
+            trainer.interrupted = event.step == 50
+    assert losses[-1] < losses[0]
+    trainer = Trainer(plan, corpus, tmp_path / "run", "auto", resume=True)
+    assert trainer.device.type == "cuda"
+    assert trainer.progress.step == 50
+    finished = list(trainer.run())[-1]
+    assert isinstance(finished, FinishedEvent)
+    assert finished.carried is not None
+    assert finished.carried < math.log(corpus.tokenizer.vocabulary_size)
+    export_bundle(load_source(tmp_path / "run"), tmp_path / "bundle", name="tiny")
+
+
+def test_auto_takes_the_gpu() -> None:
+    device = resolve_device("auto")
+    assert device.type == "cuda"
+    expected = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    assert resolve_precision("auto", device) == expected
