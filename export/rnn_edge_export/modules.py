@@ -37,13 +37,13 @@ class RecurrentLanguageModel(nn.Module):
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Run T steps. tokens int64 [T, B]; state as ``zero_state`` makes it → logits [T, B, V], next state."""
         recipe = self.recipe
-        x = F.dropout(self.embedding(tokens), recipe.input_dropout, self.training)  # [T, B, E]
+        x = self._drop(self.embedding(tokens), recipe.input_dropout)  # [T, B, E]
         next_state: State = []
         for index, (layer, old) in enumerate(zip(self.layers, state, strict=True)):
             x, new = self._run_layer(layer, x, old)  # [T, B, H]
             next_state.append(new)
             last = index == len(self.layers) - 1
-            x = F.dropout(x, recipe.output_dropout if last else recipe.layer_dropout, self.training)
+            x = self._drop(x, recipe.output_dropout if last else recipe.layer_dropout)
         return self.output(x), next_state
 
     def zero_state(self, batch: int) -> State:
@@ -54,6 +54,12 @@ class RecurrentLanguageModel(nn.Module):
     def state_names(self) -> list[str]:
         """Names of the state tensors in flat order: h0, c0, h1, c1, …"""
         return [f"{kind}{index}" for index in range(len(self.layers)) for kind in STATE_KINDS[self.recipe.cell]]
+
+    def _drop(self, x: Tensor, chance: float) -> Tensor:
+        """Dropout on x [T, B, width], with one mask for all T steps or one for each."""
+        if not self.training or chance == 0 or not self.recipe.locked_dropout:
+            return F.dropout(x, chance, self.training)
+        return x * F.dropout(x.new_ones(1, *x.shape[1:]), chance)
 
     def _run_layer(self, layer: nn.Module, x: Tensor, old: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         weights = {}

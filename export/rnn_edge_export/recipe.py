@@ -49,6 +49,7 @@ class ModelRecipe:
     input_dropout: float = probability(0.0, "Dropout on the embedded input.")
     layer_dropout: float = probability(0.2, "Dropout between recurrent layers.")
     output_dropout: float = probability(0.2, "Dropout before the output layer.")
+    locked_dropout: bool = option(True, "One dropout mask for all steps of a window (Gal & Ghahramani 2016).")
     weight_drop: float = probability(0.0, "DropConnect on the recurrent matrices (Merity et al. 2017).")
 
 

@@ -168,3 +168,15 @@ def test_parameter_count_by_hand(cell: Cell) -> None:
     gates = _GATES[cell]
     layers = gates * 8 * (5 + 8 + 2) + gates * 8 * (8 + 8 + 2)
     assert parameter_count(_model(replace(_PLAIN, cell=cell))) == 11 * 5 + layers + 8 * 11 + 11
+
+
+def test_locked_dropout_has_one_mask_for_all_steps() -> None:
+    ones = torch.ones(20, 2, 8)
+    for locked in (True, False):
+        model = _model(replace(_PLAIN, locked_dropout=locked)).train()
+        torch.manual_seed(0)
+        dropped = model._drop(ones, 0.5)
+        assert set(dropped.unique().tolist()) == {0.0, 2.0}
+        assert bool((dropped == dropped[0]).all()) is locked
+        assert not torch.equal(dropped[0, 0], dropped[0, 1])  # every stream has its own
+        assert torch.equal(model.eval()._drop(ones, 0.5), ones)

@@ -27,7 +27,7 @@ def test_every_field_survives_the_round_trip(tmp_path: Path) -> None:
     recipe = Recipe(
         title="A title, with “quotes”, two\nlines and \\ a backslash",
         data=DataRecipe("Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32),
-        model=ModelRecipe("gru", 7, 7, 3, True, 0.1, 0.15, 0.3, 0.4),
+        model=ModelRecipe("gru", 7, 7, 3, True, 0.1, 0.15, 0.3, False, 0.4),
         training=TrainingRecipe(1.5, 3, 9, 0.003, 0.1, 4, 0.02, 0.5, 0.9, 0.05, 12, 6, 0.2, "bf16", 99),
     )
     default = Recipe()
