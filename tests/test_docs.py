@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +79,8 @@ def test_readme_python_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_readme_commands_run_to_the_letter(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    shutil.copy(ROOT / "tests" / "data" / "corpus.txt", tmp_path / "corpus.txt")
+    corpus = (ROOT / "tests" / "data" / "corpus.txt").read_text(encoding="utf-8")
+    (tmp_path / "corpus.txt").write_text(corpus * 4, encoding="utf-8")
     lines = blocks("console")[0].splitlines()
     assert len(lines) == 6
     for line in lines:

@@ -14,7 +14,7 @@ RECIPE, TOKENIZER, METRICS = "recipe.toml", "tokenizer.json", "metrics.jsonl"
 LAST, BEST = "last.safetensors", "best.safetensors"
 
 
-def start_run(directory: Path, recipe: Recipe, *, force: bool) -> None:
+def start_run(directory: Path, *, force: bool) -> None:
     """Check that a new run may be written to ``directory``.
 
     Raises:

@@ -164,3 +164,11 @@ def test_a_recipe_for_another_text_is_noted(
 def _write(path: Path, content: str) -> Path:
     path.write_text(content, encoding="utf-8")
     return path
+
+
+def test_dropout_is_short_for_two(tmp_path: Path, corpus_file: Path, cli: Cli, train_flags: tuple[str, ...]) -> None:
+    flags = ("--dropout", 0.3, "--output-dropout", 0.1)
+    answer = cli("train", "lm", corpus_file, "-o", tmp_path / "run", *train_flags, *flags)
+    assert answer.code == 0, answer.err
+    model = Recipe.from_toml(tmp_path / "run" / "recipe.toml").model
+    assert (model.layer_dropout, model.output_dropout, model.input_dropout) == (0.3, 0.1, 0.0)

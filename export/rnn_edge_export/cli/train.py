@@ -37,11 +37,14 @@ def language_model(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
     device: Annotated[str, typer.Option(help="Where to train.", metavar="auto|cpu|cuda")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes every core.", min=0)] = 0,
+    dropout: Annotated[float | None, typer.Option(help="Short for --layer-dropout and --output-dropout.")] = None,
     **overrides: Any,
 ) -> None:
     """Train a character language model."""
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidValueError(f"--device {device} is unknown", "use auto, cpu or cuda")
+    for name in ("layer_dropout", "output_dropout"):
+        overrides[name] = dropout if overrides[name] is None else overrides[name]
     given = [flag_name(name) for name, value in overrides.items() if value is not None]
     if resume and (given or recipe or force):
         names = [*given, *(["--recipe"] if recipe else []), *(["--force"] if force else [])]
@@ -60,7 +63,7 @@ def language_model(
         from rnn_edge_export.training import FinishedEvent, Trainer
 
         if not resume:
-            start_run(output, plan, force=force)
+            start_run(output, force=force)
         if threads:
             torch.set_num_threads(threads)
         data = load_corpus(corpus, valid, plan.training, encoding)
