@@ -29,15 +29,24 @@ class StreamWriter:
         self._is_terminal = self._stream.isatty()
         self._pieces: list[str] = []
         self._flushed = 0.0
+        self._in_line = False
 
     def write(self, text: str) -> None:
         """Show ``text`` now, or with the next piece that comes after the interval."""
         self._pieces.append(text)
+        if text:
+            self._in_line = text[-1] != "\n"
         if time.perf_counter() - self._flushed >= _FLUSH_INTERVAL:
             self.flush()
 
+    def close(self) -> None:
+        """Show everything. A terminal gets the line break that a prompt wants before it; a file has the text alone."""
+        if self._is_terminal and self._in_line:
+            self.write("\n")
+        self.flush()
+
     def flush(self) -> None:
-        """Show everything."""
+        """Show everything so far."""
         if self._pieces:
             text = "".join(self._pieces)
             self._stream.write(visible(text) if self._is_terminal else text)

@@ -84,9 +84,7 @@ def generate(
         end = event
     assert end is not None
     assert end.timings is not None
-    if not json_lines:
-        out.write("\n")
-    out.flush()
+    out.close()
     if save_state:
         write_state(save_state, generation.state(), model.manifest)
     if not quiet:

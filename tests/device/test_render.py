@@ -72,6 +72,30 @@ def test_the_first_piece_is_shown_at_once_and_the_next_soon(clock: Clock) -> Non
     assert screen.getvalue() == "abc"
 
 
+@pytest.mark.parametrize(("text", "ending"), [("a", "\n"), ("a\n", ""), ("", "")])
+def test_only_a_terminal_gets_a_closing_line_break(
+    text: str, ending: str, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    for is_terminal in (True, False):
+        screen = Screen()
+        monkeypatch.setattr(screen, "isatty", lambda answer=is_terminal: answer)
+        out = StreamWriter(screen)
+        out.write(text)
+        out.write("")
+        out.close()
+        assert screen.getvalue() == text + (ending if is_terminal else "")
+
+
+def test_no_text_commands_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    for is_terminal, shown in ((True, "␛[2Jé\t\n␍␡\ufffd"), (False, "\x1b[2Jé\t\n\r\x7f\x9b")):
+        screen = Screen()
+        monkeypatch.setattr(screen, "isatty", lambda answer=is_terminal: answer)
+        out = StreamWriter(screen)
+        out.write("\x1b[2Jé\t\n\r\x7f\x9b\n")
+        out.close()
+        assert screen.getvalue() == shown + "\n"
+
+
 def test_event_lines() -> None:
     assert json.loads(event_line(Event("é\n", 3, -0.5))) == {"text": "é\n", "token": 3, "log_probability": -0.5}
     line = event_line(Event("", None, finish_reason="stop", timings=Timings(1, 0.1, 2, 0.2, 0.15)))
