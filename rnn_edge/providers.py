@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from rnn_edge.errors import BundleError, DeviceError, InvalidValueError, MissingDependencyError
@@ -26,13 +27,13 @@ def open_session(
     Raises:
         DeviceError: CUDA is asked for and not available; nothing falls back in silence.
         BundleError: ONNX Runtime cannot load the graph.
-        InvalidValueError: an unknown device, or fewer than one thread.
+        InvalidValueError: an unknown device, or a number of threads outside the machine's cores.
         MissingDependencyError: there is no ONNX Runtime.
     """
     if device not in DEVICES:
         raise InvalidValueError(f"device is {device!r}", f"use one of {', '.join(DEVICES)}")
-    if threads is not None and threads < 1:
-        raise InvalidValueError(f"threads is {threads}", "use at least 1")
+    if threads is not None:
+        check_threads(threads)
     runtime = _import_runtime()
     has_cuda = _CUDA in runtime.get_available_providers()
     if device == "cuda" and not has_cuda:
@@ -66,6 +67,17 @@ def open_session(
             "check the driver, CUDA and cuDNN (pip install 'rnn-edge[cuda]' brings both), or use --device cpu",
         )
     return session
+
+
+def check_threads(threads: int) -> None:
+    """A number of CPU threads that this machine has cores for.
+
+    Raises:
+        InvalidValueError: fewer than one, or more than cores; very many would stop the machine.
+    """
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise InvalidValueError(f"threads is {threads}", f"use 1 to {cores}, the cores of this machine")
 
 
 def session_device(session: InferenceSession) -> Literal["cpu", "cuda"]:

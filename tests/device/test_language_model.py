@@ -270,7 +270,7 @@ def test_memory_does_not_grow_with_the_text(lstm: LanguageModel) -> None:
 
 def test_load_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNN_EDGE_MODELS", str(LSTM.parent))
-    model = LanguageModel.load("lstm", device="auto", threads=2)
+    model = LanguageModel.load("lstm", device="auto", threads=1)
     assert model.bundle.path == LSTM
     assert isinstance(next(model.generate("a")), Event)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rnn_edge.errors import DataError, InvalidValueError, RunError
+from rnn_edge.providers import check_threads
 from rnn_edge_export.cli import workstation
 from rnn_edge_export.cli.options import recipe_options
 from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe, flag_name
@@ -36,13 +37,15 @@ def language_model(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
     device: Annotated[str, typer.Option(help="Where to train.", metavar="auto|cpu|cuda")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes every core.", min=0)] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: every core]")] = None,
     dropout: Annotated[float | None, typer.Option(help="Short for --layer-dropout and --output-dropout.")] = None,
     **overrides: Any,
 ) -> None:
     """Train a character language model."""
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidValueError(f"--device {device} is unknown", "use auto, cpu or cuda")
+    if threads is not None:
+        check_threads(threads)
     for name in ("layer_dropout", "output_dropout"):
         overrides[name] = dropout if overrides[name] is None else overrides[name]
     given = [flag_name(name) for name, value in overrides.items() if value is not None]
@@ -79,7 +82,7 @@ def language_model(
 
 
 def _resume_command(
-    corpus: Path, output: Path, valid: Path | None, encoding: str, device: str, threads: int
+    corpus: Path, output: Path, valid: Path | None, encoding: str, device: str, threads: int | None
 ) -> list[str]:
     command = ["rnn-edge", "train", "lm", str(corpus), "-o", str(output), "--resume"]
     command += ["--valid", str(valid)] if valid else []
