@@ -114,7 +114,7 @@ def _search(name: str | os.PathLike[str]) -> Path:
         if path.name == os.fspath(name):
             return path
     if Path(name).exists():
-        raise BundleError(f"{os.fspath(name)} is not a bundle: it has no {MANIFEST_NAME}", _choices(bundles))
+        raise BundleError(f"{Path(name)} is not a bundle: it has no {MANIFEST_NAME}", _choices(bundles))
     raise BundleError(f"there is no bundle {os.fspath(name)}", _choices(bundles))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             _sync_folder(path.parent)
         except BaseException:
@@ -48,7 +47,7 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     Yields a temporary folder beside ``path``. An existing ``path`` is refused without ``force``;
     with it, the old folder is kept until the new one stands.
     """
-    check_output(path, force=force)
+    check_output(path, force=force, folder=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
@@ -69,16 +68,16 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
         raise_cannot_write(path, error)
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Refuse an output path that exists, unless ``force``.
+def check_output(path: Path, *, force: bool, folder: bool) -> None:
+    """Refuse an output path that exists, unless ``force``; ``folder`` says what is to be written.
 
     Raises:
         RnnEdgeError: the path exists and ``force`` is not given, or it can never be written.
     """
     if path.exists() and not force:
         raise RnnEdgeError(f"{path} exists already", "choose another output path, or replace it with --force")
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise RnnEdgeError(f"{path} is no plain file", "choose another output path")
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        raise RnnEdgeError(f"{path} is not a {'folder' if folder else 'plain file'}", "choose another output path")
     for parent in (path, *path.parents):
         if parent.exists():
             if parent is not path and not parent.is_dir():
@@ -96,12 +95,6 @@ def raise_cannot_write(path: Path, error: OSError) -> NoReturn:
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "choose an output path that you may write to"
     raise RnnEdgeError(f"cannot write {path}: {error.strerror or error}", hint) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(path: Path) -> None:

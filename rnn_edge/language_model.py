@@ -61,7 +61,7 @@ class LanguageModel:
         min_p: float | None = None,
         repeat_penalty: float = 1.0,
         repeat_window: int = 64,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         state: State | None = None,
         unknown: Unknown = "error",
         log_probabilities: bool = False,
@@ -71,7 +71,7 @@ class LanguageModel:
         Args:
             prompt: the text before; empty starts from the vocabulary's start token, or from a random one.
             max_tokens: how many at most; -1 for no end.
-            seed: the same seed gives the same text; None draws one.
+            seed: the same seed gives the same text; None takes the state's, or draws one.
             temperature, top_k, top_p, min_p: as in ``SamplingOptions``; None takes the bundle's default.
             repeat_penalty, repeat_window: as in ``SamplingOptions``.
             stop: end before any of these texts; they are not part of the output.
@@ -86,6 +86,7 @@ class LanguageModel:
         """
         if max_tokens < -1 or max_tokens == 0:
             raise InvalidValueError(f"max-tokens is {max_tokens}", "use a positive number, or -1 for no end")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not text for text in stop):
             raise InvalidValueError("a stop text is empty", "give some text, or leave it out")
         defaults = self.manifest.sampling
@@ -104,7 +105,7 @@ class LanguageModel:
             options=options,
             start=self.manifest.special_ids.start,
             max_tokens=max_tokens,
-            seed=secrets.randbits(32) if seed is None else seed,
+            seed=_first(seed, state.continuation.seed if state else None, secrets.randbits(32)),
             state=state,
             stop=stop,
             log_probabilities=log_probabilities,
@@ -166,7 +167,7 @@ class Generation(Iterator[Event]):
     def state(self) -> State:
         """A copy of the state, to go on from with ``generate(state=…)`` as if the text had never stopped."""
         held = self._decoder.pending or self._held_bytes
-        continuation = Continuation(self._pending, self._sampler.step, tuple(self._recent), held.hex())
+        continuation = Continuation(self._pending, self.seed, self._sampler.step, tuple(self._recent), held.hex())
         return replace(self._stepper.state(), continuation=continuation)
 
     def _run(self, called: float) -> Iterator[Event]:
@@ -245,6 +246,10 @@ class StopFilter:
         """Length of the longest end of ``text`` that is a proper start of ``stop``."""
         longest = min(len(text), len(stop) - 1)
         return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def _first(*choices: int | None) -> int:
+    return next(choice for choice in choices if choice is not None)
 
 
 def _random_start(seed: int, vocabulary_size: int) -> int:

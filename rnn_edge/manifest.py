@@ -56,7 +56,6 @@ class SpecialIds:
     """Token ids with a role; null where the vocabulary has none."""
 
     start: int | None = None
-    unknown: int | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +188,8 @@ class Manifest:
                 raise SchemaError(f"{place} names {name!r}, which is not a plain file name inside the bundle")
             if name not in self.files:
                 raise SchemaError(f"{place} names {name}, which files does not list")
+        if any(not re.fullmatch(r"[a-z_]{1,32}", role) for role in self.graphs):
+            raise SchemaError("graphs has a role that is not a plain word")
         if "step" not in self.graphs:
             raise SchemaError("graphs.step is missing")
         if not self.state:

@@ -11,7 +11,7 @@ from rnn_edge.errors import BundleError
 
 # Field numbers of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
-_FUNCTION_NODE = 7
+_FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
 _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
@@ -73,6 +73,8 @@ class _Walk:
         for number, value in _messages(message):
             if number == _FUNCTION_NODE:
                 self.node(value, 0)
+            elif number == _FUNCTION_ATTRIBUTE:
+                self.attribute(value, 0)
 
     def node(self, message: memoryview, depth: int) -> None:
         operator, domain = "", ""
@@ -118,6 +120,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
+        if tag >> 32:  # readers differ in what they make of it, so a field could hide here
+            raise ValueError("it has a malformed tag")
         number, wire_type = tag >> 3, tag & 7
         if wire_type == 0:
             value, position = _varint(message, position)

@@ -58,8 +58,12 @@ def open_session(
     except Exception as error:  # the runtime's exceptions share no base class
         if device == "auto" and len(providers) > 1:
             return open_session(content, where, device="cpu", threads=threads)
+        if device == "cuda":
+            raise DeviceError(
+                f"--device cuda: ONNX Runtime cannot open {where} there: {first_line(error)}", "use --device cpu"
+            ) from error
         raise BundleError(
-            f"ONNX Runtime cannot load {where}: {_first_line(error)}", "copy or export the bundle again"
+            f"ONNX Runtime cannot load {where}: {first_line(error)}", "copy or export the bundle again"
         ) from error
     if device == "cuda" and session.get_providers()[0] != _CUDA:
         raise DeviceError(
@@ -100,5 +104,6 @@ def _import_runtime() -> Any:  # a module without types
     return onnxruntime
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of the runtime's message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -54,18 +54,22 @@ class SamplingOptions:
             InvalidValueError: a value is out of its range or not a number.
         """
         # Each test is written so that NaN fails it.
-        if not 0 <= self.temperature < float("inf"):
-            raise InvalidValueError(f"temperature is {self.temperature}", "use 0 for greedy, or a positive number")
+        if not 0 <= self.temperature <= 1000:
+            raise InvalidValueError(f"temperature is {self.temperature}", "use 0 for greedy, or a value up to 1000")
         if self.top_k < 0:
             raise InvalidValueError(f"top-k is {self.top_k}", "use 0 for no limit, or a positive number")
         if not 0 < self.top_p <= 1:
             raise InvalidValueError(f"top-p is {self.top_p}", "use a value above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise InvalidValueError(f"min-p is {self.min_p}", "use a value from 0 to 1")
-        if not 0 < self.repeat_penalty < float("inf"):
-            raise InvalidValueError(f"repeat-penalty is {self.repeat_penalty}", "use 1 for none, or a value above 1")
-        if self.repeat_window < 0:
-            raise InvalidValueError(f"repeat-window is {self.repeat_window}", "use a number of tokens from 0")
+        if not 0.01 <= self.repeat_penalty <= 100:
+            raise InvalidValueError(
+                f"repeat-penalty is {self.repeat_penalty}", "use 1 for none, or a value from 0.01 to 100"
+            )
+        if not 0 <= self.repeat_window <= 1_000_000:
+            raise InvalidValueError(
+                f"repeat-window is {self.repeat_window}", "use a number of tokens from 0 to 1000000"
+            )
 
 
 class Sampler:

@@ -26,11 +26,12 @@ class Continuation:
     """What a text needs beside its tensors so that it goes on as if it had never stopped.
 
     ``pending`` is the id that is shown but not yet fed; ``step`` the number of tokens chosen so far, which keys the
-    noise; ``recent`` the ids that the repeat penalty sees; ``held_bytes`` the start of an incomplete character, in
-    hexadecimal.
+    noise together with ``seed``; ``recent`` the ids that the repeat penalty sees; ``held_bytes`` the start of an
+    incomplete character, in hexadecimal.
     """
 
     pending: int | None = None
+    seed: int | None = None
     step: int = 0
     recent: tuple[int, ...] = ()
     held_bytes: str = ""
@@ -94,7 +95,7 @@ def load_state(path: Path, manifest: Manifest) -> State:
         owner, name = metadata["bundle"], metadata.get("name", "another bundle")
         continuation = decode(Continuation, json.loads(metadata["continuation"]), strict=False)
         bytes.fromhex(continuation.held_bytes)
-    except (SafetensorError, SchemaError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, SchemaError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
         raise StateError(f"{path} is not a state file", mend) from error
     if owner != manifest.digest:
         raise StateError(
@@ -105,7 +106,9 @@ def load_state(path: Path, manifest: Manifest) -> State:
     pending = () if continuation.pending is None else (continuation.pending,)
     state = State(tensors, continuation)
     check_state(state, manifest, str(path))
-    if not 0 <= continuation.step < 2**63 or any(not 0 <= token < size for token in (*pending, *continuation.recent)):
+    if not 0 <= continuation.step < 2**63 or not 0 <= (continuation.seed or 0) < 2**64:
+        raise StateError(f"{path} has a seed or a step out of range", mend)
+    if any(not 0 <= token < size for token in (*pending, *continuation.recent)):
         raise StateError(f"{path} has token ids outside the vocabulary", mend)
     return state
 

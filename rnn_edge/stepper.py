@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rnn_edge.errors import BundleError, InvalidValueError
 from rnn_edge.onnx_file import summarise
-from rnn_edge.providers import Device, open_session, session_device
+from rnn_edge.providers import Device, first_line, open_session, session_device
 from rnn_edge.state import State, check_state, zero_state
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class StepGraph:
             DeviceError: CUDA is asked for and not available.
         """
         self.manifest = bundle.manifest
-        where = str(bundle.path / bundle.manifest.graphs["step"])
+        self.where = where = str(bundle.path / bundle.manifest.graphs["step"])
         content = bundle.graph("step")
         if summarise(content, where).external_data:
             raise BundleError(f"{where} keeps tensors in other files", "export the bundle again, in one file")
@@ -69,6 +69,7 @@ class Stepper:
 
         self.manifest = graph.manifest
         self.batch = batch
+        self._where = graph.where
         self._run = graph.session.run_with_iobinding
         self._on_cpu = graph.device == "cpu"
         self._tokens: Tokens = np.zeros(batch, np.int64)
@@ -93,7 +94,12 @@ class Stepper:
         self._tokens[:] = tokens
         if not self._on_cpu:
             self._token_value.update_inplace(self._tokens)
-        self._run(self._bindings[self._side])
+        try:
+            self._run(self._bindings[self._side])
+        except Exception as error:  # the runtime's exceptions share no base class
+            raise BundleError(
+                f"{self._where}: the graph fails: {first_line(error)}", "export the bundle again"
+            ) from error
         self._side = 1 - self._side
         return self._logits
 
@@ -124,10 +130,6 @@ class Stepper:
             else:
                 self._values[self._side][name].update_inplace(np.ascontiguousarray(tensor))
 
-    def reset(self) -> None:
-        """Back to the zero state."""
-        self.load(zero_state(self.manifest, self.batch))
-
 
 def _zeros(manifest: Manifest, batch: int) -> dict[str, NDArray[np.float32]]:
     return zero_state(manifest, batch).tensors
@@ -156,15 +158,13 @@ def _check_graph(session: InferenceSession, manifest: Manifest, where: str) -> N
         if found != expected:
             differing = sorted(set(found.items()) ^ set(expected.items()))
             raise BundleError(f"{where}: {kind} {differing[0][0]} is not what the manifest says", mend)
-    for node in session.get_inputs():
+    widths |= {pair.output: pair.width for pair in manifest.state}
+    widths["logits"] = manifest.tokenizer.vocabulary_size
+    for node in (*session.get_inputs(), *session.get_outputs()):
         if node.name in widths and node.shape[1] != widths[node.name]:
             raise BundleError(
-                f"{where}: input {node.name} is {node.shape[1]} wide, the manifest says {widths[node.name]}", mend
+                f"{where}: {node.name} is {node.shape[1]} wide, the manifest says {widths[node.name]}", mend
             )
-    size = manifest.tokenizer.vocabulary_size
-    (logits,) = (node for node in session.get_outputs() if node.name == "logits")
-    if logits.shape[1] != size:
-        raise BundleError(f"{where}: logits are {logits.shape[1]} wide, the vocabulary has {size} tokens", mend)
     metadata = session.get_modelmeta().custom_metadata_map
     for key, value in graph_metadata(manifest).items():
         if metadata.get(key) != value:

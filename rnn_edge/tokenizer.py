@@ -35,7 +35,7 @@ class Tokenizer:
         self.content = content
         self.vocabulary_size: int = self._encoder.get_vocab_size()
         self.token_bytes = _token_bytes(self._encoder, description, where)
-        self._characters = self._encoder.get_vocab() if description["pre_tokenizer"] == _CHARACTER_SPLIT else None
+        self._characters = self._encoder.get_vocab() if description.get("pre_tokenizer") == _CHARACTER_SPLIT else None
 
     def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
         """Token ids of ``text``. Characters that the vocabulary lacks are an error, or left out with ``"skip"``.
@@ -55,7 +55,10 @@ class Tokenizer:
                 )
             if missing:
                 text = text.translate(dict.fromkeys(map(ord, missing)))
-        return list(self._encoder.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._encoder.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"the tokenizer fails: {error}", "export the bundle again") from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``: their bytes read as UTF-8, with U+FFFD for what is not."""

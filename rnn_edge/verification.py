@@ -56,15 +56,14 @@ def verify(bundle: Bundle, *, device: Device = "auto", threads: int | None = Non
             True,
             f"{summary.node_count} nodes on {graph.device}, as the manifest says: {operators}",
         )
+        for transcript in bundle.manifest.golden:
+            yield _golden(graph, transcript)
+        if not bundle.manifest.golden:
+            yield Finding("golden transcript", False, "the manifest has none; export the bundle again")
+        yield _resumption(graph)
+        yield _batches(graph)
     except RnnEdgeError as error:
         yield Finding("bundle", False, f"{error.message}; {error.hint}")
-        return
-    for transcript in bundle.manifest.golden:
-        yield _golden(graph, transcript)
-    if not bundle.manifest.golden:
-        yield Finding("golden transcript", False, "the manifest has none; export the bundle again")
-    yield _resumption(graph)
-    yield _batches(graph)
 
 
 def replay(graph: StepGraph, transcript: GoldenTranscript) -> Replay:

@@ -59,12 +59,14 @@ def load_checkpoint(path: Path, kind: type[T]) -> tuple[dict[str, Tensor], T]:
         RunError: missing, damaged, or not a checkpoint of this kind.
     """
     if not path.is_file():
-        raise RunError(f"{path.parent} has no checkpoint {path.name}", "train first, or check the path of the run")
+        raise RunError(
+            f"{path.parent} has no checkpoint {path.name}", "it has not validated yet: start it again with --force"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             description = decode(kind, json.loads((file.metadata() or {})["rnn-edge"]), strict=False)
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
-    except (SafetensorError, SchemaError, KeyError, ValueError) as error:
+    except (SafetensorError, SchemaError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is not a checkpoint: {error}", "train again, or copy the run again") from error
 
 

@@ -82,11 +82,13 @@ def read_text(path: Path, encoding: str) -> tuple[str, str]:
         return content.decode(encoding), hashlib.sha256(content).hexdigest()
     except LookupError as error:
         raise InvalidValueError(f"--encoding {encoding} is unknown", "use a name like utf-8 or latin-1") from error
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as error:  # before its base class, which codecs that are not for files raise
         raise DataError(
             f"{path} is not {encoding}: byte {error.start} is 0x{content[error.start]:02x}",
             "convert the file, or name its encoding with --encoding (for example latin-1)",
         ) from error
+    except UnicodeError as error:
+        raise DataError(f"{path} is not {encoding}: {error}", "name its encoding with --encoding") from error
 
 
 def windows(tokens: Tensor, batch: int, length: int, offset: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ def write(manifest: Manifest, title: str, notes: str) -> str:
     lines = [
         f"# {manifest.name}",
         "",
-        (f"{title or 'A recurrent language model'}: a step graph for [rnn-edge](https://pypi.org/project/rnn-edge/)."),
+        f"{title or 'A recurrent language model'}: a step graph for rnn-edge.",
         "",
         "| | |",
         "|---|---|",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 
 from rnn_edge.bundle import Bundle, read_bundle
@@ -184,7 +185,8 @@ def _draft(source: Source, name: str, lowering: Lowering) -> Manifest:
         versions={
             "rnn-edge": version("rnn-edge"),
             "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "onnx", "onnxruntime")},
+            # Of the modules, since ONNX Runtime comes in distributions of several names.
+            **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
         },
     )
 
@@ -218,8 +220,12 @@ def _check_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:
     mend = "report this with the versions of torch and onnxscript"
     operators = {f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.graph.node}
     foreign = operators - ALLOWED_OPERATORS[manifest.lowering]
-    if foreign or graph.functions:
+    foreign |= {function.name for function in graph.functions}
+    if foreign:
         raise ParityError(f"the {manifest.lowering} lowering produced {', '.join(sorted(foreign))}", mend)
+    imports = [(opset.domain, opset.version) for opset in graph.opset_import]
+    if imports != [("", OPSET)]:
+        raise ParityError(f"the graph imports {imports}, not opset {OPSET} of the standard domain alone", mend)
     declared = {item.name: [_dimension(d) for d in item.type.tensor_type.shape.dim] for item in graph.graph.output}
     expected = {"logits": ["batch", manifest.tokenizer.vocabulary_size]}
     expected |= {pair.output: ["batch", pair.width] for pair in manifest.state}

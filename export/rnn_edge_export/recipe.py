@@ -73,7 +73,7 @@ class TrainingRecipe:
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "Arithmetic: auto takes bf16 where the hardware has matrix units for it."
     )
-    seed: int = option(1, "Seed of everything random in training.", minimum=0)
+    seed: int = option(1, "Seed of everything random in training.", minimum=0, below=2**63)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def start_run(directory: Path, *, force: bool) -> None:
         return
     if force and directory.exists() and not (directory / RECIPE).is_file():
         raise RnnEdgeError(f"{directory} is not a training run", "choose another folder: --force replaces only runs")
-    check_output(directory, force=force)
+    check_output(directory, force=force, folder=True)
 
 
 def load_best(directory: Path) -> tuple[RecurrentLanguageModel, Recipe]:
@@ -44,12 +44,16 @@ def load_best(directory: Path) -> tuple[RecurrentLanguageModel, Recipe]:
 
 def read_scores(metrics: Path, recipe: Recipe) -> tuple[Metric, ...]:
     """The scores of a finished run's best weights, as a manifest records them; none for an unfinished run."""
-    # Not splitlines: a sample may hold line ends of Unicode.
-    lines = metrics.read_text(encoding="utf-8").split("\n") if metrics.is_file() else []
-    records = [record for record in map(json.loads, filter(None, lines)) if record["kind"] == "finished"]
-    if not records:
+    content = metrics.read_bytes() if metrics.is_file() else b""
+    try:
+        # What follows the last line end was cut off in the middle; a resumed run writes it again.
+        records = [json.loads(line) for line in content.split(b"\n")[:-1]]
+        finished = [record for record in records if record["kind"] == "finished"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{metrics} is damaged: {error}", "go on with --resume, which cuts it back") from error
+    if not finished:
         return ()
-    last, data = records[-1], recipe.data.title
+    last, data = finished[-1], recipe.data.title
     split = last["valid_source"]
     carried = Metric("loss", last["carried"], "nats per token", data, split, "state carried from a zero start")
     if last["cold"] is None:

@@ -8,6 +8,7 @@ from rnn_edge_export.data import windows
 from rnn_edge_export.modules import RecurrentLanguageModel
 
 _WINDOW = 1000
+_BLOCKS_AT_ONCE = 64
 
 
 @torch.no_grad()
@@ -42,8 +43,12 @@ def cold_block_loss(model: RecurrentLanguageModel, tokens: Tensor, block: int = 
     device = model.output.weight.device
     blocks = (len(tokens) - 1) // block
     total, count = 0.0, 0
-    for inputs, targets in windows(tokens, blocks, block):
-        logits, _ = model(inputs.to(device), model.zero_state(blocks))
-        total += F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten(), reduction="sum").item()
-        count += targets.numel()
+    for first in range(0, blocks, _BLOCKS_AT_ONCE):
+        streams = min(_BLOCKS_AT_ONCE, blocks - first)
+        span = tokens[first * block : (first + streams) * block + 1]
+        for inputs, targets in windows(span, streams, block):
+            logits, _ = model(inputs.to(device), model.zero_state(streams))
+            losses = F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten(), reduction="sum")
+            total += losses.item()
+            count += targets.numel()
     return total / count

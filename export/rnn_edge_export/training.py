@@ -36,7 +36,6 @@ from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE, TOKENIZER, load_bes
 from rnn_edge_export.scoring import carried_loss, cold_block_loss
 
 _LOG_INTERVAL = 10
-_VALIDATION_STREAMS = 16
 _SAMPLE_TOKENS = 200
 
 
@@ -90,6 +89,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, corpus: Corpus, directory: Path, device: str, *, resume: bool) -> None:
         self.recipe, self.corpus, self.directory = recipe, corpus, directory
         self.interrupted = False
+        self.scoring = False  # everything is trained and saved; only the scores of the best weights are missing
         self.device = resolve_device(device)
         self.precision = resolve_precision(recipe.training.precision, self.device)
         training = recipe.training
@@ -225,7 +225,9 @@ class Trainer:
             mean.lerp_(parameter, 1 - decay)
 
     def _evaluate(self, *, recorded: bool) -> ValidationEvent:
-        streams = max(1, min(_VALIDATION_STREAMS, (len(self.corpus.valid) - 1) // 100))
+        length = len(self.corpus.valid)
+        # Parallel streams are faster, and each one's zero start costs little where it is long.
+        streams = max(1, min(16, (length - 1) // 100), min(256, length // 10_000))
         with autocast(self.device, self.precision):
             loss = carried_loss(self.average, self.corpus.valid, streams)
         best = self.progress.best_loss is None or loss < self.progress.best_loss
@@ -248,6 +250,7 @@ class Trainer:
         event = FinishedEvent(reason, self.progress.step, self.progress.best_step, self.progress.best_loss)
         if reason == "interrupt":
             return event
+        self.scoring = True
         model, _ = load_best(self.directory)
         event = replace(event, carried=carried_loss(model, self.corpus.valid), valid_source=self.corpus.valid_source)
         if len(self.corpus.valid) > 256:
@@ -257,7 +260,10 @@ class Trainer:
 
     def _record(self, kind: str, event: TrainingEvent) -> None:
         """Append one line of JSON to the run's metrics."""
-        line = json.dumps({"kind": kind, **asdict(event)}, ensure_ascii=False) + "\n"
+        fields = {"kind": kind, **asdict(event)}
+        if not isinstance(event, FinishedEvent):
+            fields |= {"bits": event.loss / math.log(2), "perplexity": math.exp(min(event.loss, 700))}
+        line = json.dumps(fields, ensure_ascii=False) + "\n"
         try:
             with self._metrics.open("ab") as file:
                 file.write(line.encode())
@@ -271,7 +277,8 @@ class Trainer:
             return loss
         raise RunError(
             f"the loss is {loss} at step {self.progress.step}",
-            "lower --learning-rate or --clip-norm; the last good checkpoint is kept in the run",
+            "start a new run with a lower --learning-rate or --clip-norm; "
+            "export still takes this one's best weights, if it has validated",
         )
 
     def _save(self) -> None:

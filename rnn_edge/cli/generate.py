@@ -22,23 +22,35 @@ def generate(
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="File with the text to continue.")] = None,
     max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Tokens at most; -1 until Ctrl-C.")] = 400,
-    seed: Annotated[int | None, typer.Option("-s", "--seed", help="Same seed, same text; else a random one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("-s", "--seed", help="Same seed, same text. [default: drawn, and shown at the end]")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. [default: the bundle's]")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the K likeliest tokens; 0 keeps all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens with this share together.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Keep tokens with this share of the likeliest.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep the K likeliest tokens; 0 keeps all. [default: the bundle's]")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the fewest likeliest tokens that reach this sum of probabilities.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Keep tokens at least this fraction as likely as the likeliest.")
+    ] = None,
     repeat_penalty: Annotated[float, typer.Option(help="Weaken recent tokens; 1 is off.")] = 1.0,
     repeat_window: Annotated[int, typer.Option(help="How many tokens are recent.")] = 64,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
-    unknown: Annotated[str, typer.Option(help="Characters the model has never seen.", metavar="skip|error")] = "error",
+    unknown: Annotated[
+        str, typer.Option(help="What to do with characters that the model has never seen.", metavar="skip|error")
+    ] = "error",
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads. [default: 1]")] = None,
     device: Annotated[str, typer.Option(help="Where to run.", metavar="auto|cpu|cuda")] = "auto",
     save_state: Annotated[Path | None, typer.Option(help="Write the state at the end, to go on later.")] = None,
-    load_state: Annotated[Path | None, typer.Option(help="Go on from a saved state.")] = None,
+    load_state: Annotated[Path | None, typer.Option(help="Go on from a saved state, with its seed.")] = None,
     display_prompt: Annotated[
         bool, typer.Option("--display-prompt/--no-display-prompt", help="Show the prompt before the text.")
     ] = True,
-    json_lines: Annotated[bool, typer.Option("--json", help="One event a line, with log probabilities.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="One event a line, with log probabilities, without the prompt.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No closing summary.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing state file.")] = False,
 ) -> None:
@@ -55,7 +67,7 @@ def generate(
 
     text = _prompt(prompt, file)
     if save_state:
-        check_output(save_state, force=force)
+        check_output(save_state, force=force, folder=False)
     started = perf_counter()
     model = LanguageModel.load(bundle, device=device, threads=threads)  # type: ignore[arg-type]  # checked there
     loaded = perf_counter() - started
@@ -79,12 +91,17 @@ def generate(
     if display_prompt and not json_lines:
         out.write(text)
     end = None
-    for event in generation:
-        out.write(render.event_line(event) if json_lines else event.text)
-        end = event
+    try:
+        for event in generation:
+            out.write(render.event_line(event) if json_lines else event.text)
+            end = event
+        out.close()
+    except BrokenPipeError:
+        if save_state:  # nobody reads on, but the text can go on
+            write_state(save_state, generation.state(), model.manifest)
+        raise
     assert end is not None
     assert end.timings is not None
-    out.close()
     if save_state:
         write_state(save_state, generation.state(), model.manifest)
     if not quiet:
@@ -104,7 +121,9 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         if sys.stdin is not None and not sys.stdin.isatty():
             return sys.stdin.buffer.read().decode("utf-8")
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}", "check the path") from error
+        raise DataError(
+            f"cannot read {file or 'standard input'}: {error.strerror or error}", "check the path"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"the prompt is not UTF-8: byte {error.start}", "convert it to UTF-8") from error
     return ""

@@ -133,3 +133,17 @@ def test_an_existing_state_file_needs_force(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "my.state").read_bytes() == b"precious"
     assert cli(*line, "--force")[0] == 0
     assert (tmp_path / "my.state").read_bytes() != b"precious"
+
+
+def test_a_state_brings_its_seed(cli: Cli, lstm: LanguageModel) -> None:
+    base = ["generate", "lstm", "-q", "--no-display-prompt"]
+    assert cli(*base, "-s", "1", "-p", "The ", "-n", "20", "--save-state", "a.state")[0] == 0
+    rest = cli(*base, "-p", "", "-n", "20", "--load-state", "a.state")[1]
+    assert rest == expected(lstm, "The ", 40)[20:]
+
+
+def test_a_state_is_no_folder(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    code, out, err = cli("generate", "gru", "-p", "a", "--save-state", "folder", "--force")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: folder is not a plain file\n")

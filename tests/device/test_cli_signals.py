@@ -240,3 +240,13 @@ def test_a_bundle_in_a_folder_with_a_strange_name(tmp_path: Path) -> None:
     done = rnn_edge("show", str(strange))
     assert done.returncode == 0
     assert "[bold]é ü" in done.stdout
+
+
+def test_a_pipe_that_closes_early_still_saves_the_state(tmp_path: Path, lstm: LanguageModel) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("generate", "lstm", "-n", "50", "-s", "1", "--save-state", "my.state", stdout=writer, cwd=tmp_path)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert load_state(tmp_path / "my.state", lstm.manifest).continuation.step >= 1

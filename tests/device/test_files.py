@@ -112,15 +112,15 @@ def test_each_refusal_has_its_mend(number: int, hint: str) -> None:
 
 def test_existing_output_needs_force(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    check_output(path, force=False)
+    check_output(path, force=False, folder=False)
     path.write_bytes(b"")
     with pytest.raises(RnnEdgeError) as caught:
-        check_output(path, force=False)
+        check_output(path, force=False, folder=False)
     assert caught.value.message == f"{path} exists already"
     assert "--force" in caught.value.hint
-    check_output(path, force=True)
+    check_output(path, force=True, folder=False)
     with pytest.raises(RnnEdgeError, match="is a file, not a folder"):
-        check_output(path / "a" / "b", force=True)
+        check_output(path / "a" / "b", force=True, folder=False)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -128,7 +128,7 @@ def test_read_only_output(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(RnnEdgeError, match="is read-only"):
-            check_output(tmp_path / "a" / "b", force=False)
+            check_output(tmp_path / "a" / "b", force=False, folder=False)
         with pytest.raises(RnnEdgeError, match="cannot write"):
             write_bytes(tmp_path / "a", b"")
     finally:

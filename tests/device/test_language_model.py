@@ -280,3 +280,9 @@ def test_a_tokenizer_of_another_size(tmp_path: Path) -> None:
     spec = replace(bundle.manifest.tokenizer, vocabulary_size=69)
     with pytest.raises(BundleError, match="the tokenizer has 70 tokens, the manifest says 69"):
         load_tokenizer(replace(bundle, manifest=replace(bundle.manifest, tokenizer=spec)))
+
+
+def test_one_stop_text_may_be_a_plain_string(gru: LanguageModel) -> None:
+    whole = text_of(gru.generate("The ", max_tokens=60, seed=1))
+    stop = whole[20:23]
+    assert text_of(gru.generate("The ", max_tokens=60, seed=1, stop=stop)) == whole[: whole.index(stop)]

@@ -141,7 +141,7 @@ def test_names_that_are_not_listed() -> None:
         (lambda value: value["state"][0].update(dtype="float64"), "state[0].dtype is 'float64'"),
         (lambda value: value["tokenizer"].update(vocabulary_size=0), "vocabulary_size is below 1"),
         (lambda value: value["special_ids"].update(start=70), "special_ids.start is 70, outside the vocabulary of 70"),
-        (lambda value: value["special_ids"].update(unknown=-1), "special_ids.unknown is -1"),
+        (lambda value: value["special_ids"].update(start=-1), "special_ids.start is -1"),
         (lambda value: value["golden"][0]["best"].pop(), "golden[0] has lists of different lengths"),
         (lambda value: value["golden"][1]["tokens"].__setitem__(0, 70), "golden[1] has a token outside"),
         (lambda value: value["files"]["step.onnx"].update(size=-1), "files.step.onnx.size is negative"),

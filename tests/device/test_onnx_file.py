@@ -144,3 +144,10 @@ def test_any_changed_byte_is_summarised_or_refused(place: int, byte: int) -> Non
         assert isinstance(summarise(bytes(changed), "x"), OnnxSummary)
     except BundleError as error:
         assert error.message.startswith("x is not an ONNX model")
+
+
+def test_a_tag_beyond_32_bits_hides_nothing() -> None:
+    # Protocol-buffer readers cut tags to 32 bits, so this field is external_data to them.
+    hidden = varint((13 << 3 | 2) + 2**32) + varint(0)
+    with pytest.raises(BundleError, match="malformed tag"):
+        summarise(model(message(5, hidden)), "x")

@@ -23,7 +23,7 @@ MANIFEST, OTHER = open_bundle(LSTM).manifest, open_bundle(GRU).manifest
 def sample(batch: int = 2) -> State:
     random = np.random.default_rng(0)
     tensors = {pair.input: random.normal(size=(batch, pair.width)).astype(np.float32) for pair in MANIFEST.state}
-    return State(tensors, Continuation(5, 17, (1, 2, 3), "e282"))
+    return State(tensors, Continuation(5, 2**64 - 1, 17, (1, 2, 3), "e282"))
 
 
 @pytest.fixture

@@ -105,10 +105,10 @@ def test_every_state_tensor_matters(graph: StepGraph) -> None:
         assert np.abs(graph.step(np.array([4]), moved)[0] - logits).max() > 1e-4
 
 
-def test_feed_and_reset(graph: StepGraph) -> None:
+def test_feed_is_one_step_after_another(graph: StepGraph) -> None:
     stepper = graph.stepper()
     first = stepper.feed([1, 2, 3]).copy()
-    stepper.reset()
+    stepper = graph.stepper()
     for token in (1, 2, 3):
         logits = stepper.step(token)
     assert np.array_equal(logits, first)
@@ -163,10 +163,10 @@ def refusal(path: Path) -> str:
             lambda manifest: manifest["state"][0].update(output="x0_next"),
             "output h0_next is not what the manifest says",
         ),
-        (lambda manifest: manifest["state"][1].update(width=33), "input c0 is 32 wide, the manifest says 33"),
+        (lambda manifest: manifest["state"][1].update(width=33), "c0 is 32 wide, the manifest says 33"),
         (
             lambda manifest: manifest["tokenizer"].update(vocabulary_size=71),
-            "logits are 70 wide, the vocabulary has 71",
+            "logits is 70 wide, the manifest says 71",
         ),
         (lambda manifest: manifest.update(name="other"), "rnn_edge.name = 'tiny-lstm', the manifest 'other'"),
         (lambda manifest: manifest.update(lowering="cell"), "rnn_edge.lowering = 'operator', the manifest 'cell'"),

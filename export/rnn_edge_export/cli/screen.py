@@ -60,13 +60,16 @@ class TrainingScreen:
         self._bar.stop()
 
     def show(self, event: TrainingEvent) -> None:
-        """Show one event."""
-        if isinstance(event, StepEvent):
-            self._show_step(event)
-        elif isinstance(event, ValidationEvent):
-            self._show_validation(event)
-        else:
-            self._show_end(event)
+        """Show one event. A screen that is gone is no reason to stop training: the metrics have everything."""
+        try:
+            if isinstance(event, StepEvent):
+                self._show_step(event)
+            elif isinstance(event, ValidationEvent):
+                self._show_validation(event)
+            else:
+                self._show_end(event)
+        except OSError:
+            self._bar.disable = self._console.quiet = True
 
     def explain_resume(self, command: str) -> None:
         """Say how to go on after an interrupt."""

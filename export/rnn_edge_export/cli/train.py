@@ -38,7 +38,7 @@ def language_model(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
     device: Annotated[str, typer.Option(help="Where to train.", metavar="auto|cpu|cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: every core]")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Short for --layer-dropout and --output-dropout.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Sets --layer-dropout and --output-dropout.")] = None,
     **overrides: Any,
 ) -> None:
     """Train a character language model."""
@@ -73,9 +73,17 @@ def language_model(
         plan = _claim_corpus(plan, data, corpus, resume=resume)
         trainer = Trainer(plan, data, output, device, resume=resume)
         screen = TrainingScreen(trainer)
-        with _interrupts(trainer), screen:
-            for event in trainer.run():
-                screen.show(event)
+        try:
+            with _interrupts(trainer), screen:
+                for event in trainer.run():
+                    screen.show(event)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            raise RunError(
+                f"there is not enough memory on {trainer.device.type}",
+                "lower --batch-size, --sequence-length or --hidden",
+            ) from error
         if isinstance(event, FinishedEvent) and event.reason == "interrupt":
             screen.explain_resume(shlex.join(_resume_command(corpus, output, valid, encoding, device, threads)))
             raise typer.Exit(130)
@@ -102,7 +110,7 @@ def _claim_corpus(plan: Recipe, found: "Corpus", path: Path, *, resume: bool) ->
         )
     if data.sha256 not in ("", found.sha256):  # the recipe was made for another text
         typer.echo(f"note: {path} is not the corpus that the recipe names ({data.title})", err=True)
-        data = DataRecipe()
+        plan, data = replace(plan, title=""), DataRecipe()
     return replace(plan, data=replace(data, title=data.title or path.name, **hashes))
 
 
@@ -119,5 +127,7 @@ class _interrupts:  # noqa: N801  # reads as a statement: with _interrupts(train
         signal.signal(signal.SIGINT, self._old)
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._trainer.scoring:
+            raise KeyboardInterrupt
         self._trainer.interrupted = True
         signal.signal(signal.SIGINT, self._old)
