@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,3 +175,26 @@ def test_dropout_is_short_for_two(tmp_path: Path, corpus_file: Path, cli: Cli, t
     assert answer.code == 0, answer.err
     model = Recipe.from_toml(tmp_path / "run" / "recipe.toml").model
     assert (model.layer_dropout, model.output_dropout, model.input_dropout) == (0.3, 0.1, 0.0)
+
+
+def test_a_screen_that_goes_away_does_not_end_training(
+    tmp_path: Path, corpus_file: Path, train_flags: tuple[str, ...]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [
+        sys.executable,
+        "-m",
+        "rnn_edge",
+        "train",
+        "lm",
+        str(corpus_file),
+        "-o",
+        str(tmp_path / "run"),
+        *train_flags,
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, b"")
+    last = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    assert json.loads(last)["kind"] == "finished"

@@ -38,19 +38,18 @@ class TrainingScreen:
 
     def __enter__(self) -> TrainingScreen:
         trainer, model, data = self._trainer, self._trainer.recipe.model, self._trainer.corpus
-        print_line = self._console.print
-        print_line(
+        self._print(
             f"{model.cell.upper()} {model.layers} × {model.hidden}, embedding {model.embedding}: "
             f"{trainer.parameters:,} parameters, vocabulary {data.tokenizer.vocabulary_size}"
         )
-        print_line(
+        self._print(
             f"{len(data.train):,} training tokens; "
             f"validation on {escape(data.valid_source)} ({len(data.valid):,} tokens)"
         )
         where = f"{trainer.device.type} in {trainer.precision}"
-        print_line(f"{trainer.total_steps:,} steps on {where}; run in {escape(str(trainer.directory))}")
+        self._print(f"{trainer.total_steps:,} steps on {where}; run in {escape(str(trainer.directory))}")
         if trainer.progress.step:
-            print_line(f"resuming at step {trainer.progress.step:,}")
+            self._print(f"resuming at step {trainer.progress.step:,}")
         self._bar.start()
         return self
 
@@ -60,36 +59,40 @@ class TrainingScreen:
         self._bar.stop()
 
     def show(self, event: TrainingEvent) -> None:
-        """Show one event. A screen that is gone is no reason to stop training: the metrics have everything."""
-        try:
-            if isinstance(event, StepEvent):
-                self._show_step(event)
-            elif isinstance(event, ValidationEvent):
-                self._show_validation(event)
-            else:
-                self._show_end(event)
-        except OSError:
-            self._bar.disable = self._console.quiet = True
+        """Show one event."""
+        if isinstance(event, StepEvent):
+            self._show_step(event)
+        elif isinstance(event, ValidationEvent):
+            self._show_validation(event)
+        else:
+            self._show_end(event)
 
     def explain_resume(self, command: str) -> None:
         """Say how to go on after an interrupt."""
-        self._console.print(f"saved; go on with: {escape(command)}", soft_wrap=True)
+        self._print(f"saved; go on with: {escape(command)}")
+
+    def _print(self, line: str) -> None:
+        """One line. A screen that is gone is no reason to stop training: the metrics have everything."""
+        try:
+            self._console.print(line, soft_wrap=True)
+        except OSError:
+            self._console.quiet = True
 
     def _show_step(self, event: StepEvent) -> None:
         speed = f"{event.tokens_per_second:,.0f} tokens/s  {_duration(event.seconds_left)} left"
         figures = f"loss {_loss(event.loss, 3)}  {speed}"
         self._bar.update(self._task, completed=event.step, epoch=event.epoch, figures=figures)
         if self._bar.disable and event.step % _LINE_INTERVAL == 0:
-            self._console.print(f"step {event.step:,}/{event.total_steps:,}  epoch {event.epoch:.2f}  {figures}")
+            self._print(f"step {event.step:,}/{event.total_steps:,}  epoch {event.epoch:.2f}  {figures}")
 
     def _show_validation(self, event: ValidationEvent) -> None:
         mark = "best so far" if event.best else ""
         if not event.recorded:
             mark = "interrupted, not recorded"
-        self._console.print(f"[bold]step {event.step:,}[/]  validation {_loss(event.loss, 4)}  [green]{mark}[/]")
+        self._print(f"[bold]step {event.step:,}[/]  validation {_loss(event.loss, 4)}  [green]{mark}[/]")
         lines = [line for line in event.sample.splitlines() if line.strip()][:4]
         for line in lines:
-            self._console.print(f"  [dim]{escape(render.visible(line))}[/]")
+            self._print(f"  [dim]{escape(render.visible(line))}[/]")
 
     def _show_end(self, event: FinishedEvent) -> None:
         if event.reason == "interrupt":
@@ -97,7 +100,7 @@ class TrainingScreen:
         why = "stopped early" if event.reason == "early-stop" else "finished"
         scores = [f"{event.carried:.4f} nats per token with the state carried" if event.carried is not None else ""]
         scores += [f"{event.cold:.4f} on cold blocks of 256" if event.cold is not None else ""]
-        self._console.print(
+        self._print(
             f"{why} at step {event.step:,}; best weights from step {event.best_step:,}: "
             f"{', '.join(filter(None, scores))}"
         )
