@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 # Stream Shakespeare from the bundled model: no PyTorch is installed for this.
 demo: $(BIN)/rnn-edge
-	$(BIN)/rnn-edge generate shakespeare --prompt "ROMEO:" --max-tokens 300 --seed 1
+	$(BIN)/rnn-edge generate shakespeare --prompt "ROMEO:" --max-tokens 300 --seed 7
 
 test: $(VENV)/workstation
 	$(BIN)/python -m pytest

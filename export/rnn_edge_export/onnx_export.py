@@ -41,7 +41,8 @@ from rnn_edge_export.run import METRICS, TOKENIZER, load_best, read_scores
 from rnn_edge_export.steps import ALLOWED_OPERATORS, make_step
 
 STEP_FILE, TOKENIZER_FILE, CARD_FILE = "step.onnx", "tokenizer.json", "README.md"
-DEFAULT_LOWERING: Lowering = "operator"  # the faster one for fp32: benchmarks/lowerings.py
+# Level with "cell" for fp32 (benchmarks/lowerings.py), and every ONNX runtime has the operators.
+DEFAULT_LOWERING: Lowering = "operator"
 OPSET, IR_VERSION = 18, 8
 _GOLDEN_STEPS = 128
 # Two machines' sums differ in the last bits; a choice this close may go either way on another one.
