@@ -31,7 +31,8 @@ from rnn_edge_export.checkpoint import (
 from rnn_edge_export.data import Corpus, windows, windows_per_epoch
 from rnn_edge_export.hardware import autocast, resolve_device, resolve_precision
 from rnn_edge_export.modules import RecurrentLanguageModel, State, detach, parameter_count
-from rnn_edge_export.recipe import Recipe, TrainingRecipe
+from rnn_edge_export.optimisation import learning_rate, make_optimizer
+from rnn_edge_export.recipe import Recipe
 from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE, TOKENIZER, load_best
 from rnn_edge_export.scoring import carried_loss, cold_block_loss
 
@@ -321,25 +322,6 @@ class Trainer:
             torch.cuda.set_rng_state(tensors["random_cuda"])
         written = self._metrics.read_bytes() if self._metrics.is_file() else b""
         write_bytes(self._metrics, written[: self.progress.metrics_bytes])
-
-
-def make_optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) with decay on matrices and none on biases."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-def learning_rate(step: int, total_steps: int, training: TrainingRecipe) -> float:
-    """Linear warm-up, then a cosine (Loshchilov & Hutter 2017) down to a share of the peak."""
-    warmup = min(training.warmup_steps, total_steps // 2)
-    if step < warmup:
-        return training.learning_rate * (step + 1) / warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
-    return training.learning_rate * (training.final_learning_rate + (1 - training.final_learning_rate) * cosine)
 
 
 @torch.no_grad()

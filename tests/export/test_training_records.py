@@ -12,8 +12,9 @@ import torch
 
 from rnn_edge.errors import RunError
 from rnn_edge_export.checkpoint import Best, Progress, load_checkpoint
+from rnn_edge_export.optimisation import learning_rate
 from rnn_edge_export.run import load_best, read_scores
-from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer, ValidationEvent, learning_rate
+from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer, ValidationEvent
 
 if TYPE_CHECKING:
     from tests.export.conftest import MakeTrainer
@@ -37,6 +38,10 @@ def test_events_and_metrics_agree(make_trainer: MakeTrainer) -> None:
     lines = _lines(trainer)
     names = {StepEvent: "train", ValidationEvent: "validation", FinishedEvent: "finished"}
     assert [line.pop("kind") for line in lines] == [names[type(event)] for event in events]
+    for line in lines:  # besides the events, for whoever reads the file
+        if "loss" in line:
+            assert line.pop("bits") == pytest.approx(line["loss"] / math.log(2))
+            assert line.pop("perplexity") == pytest.approx(math.exp(line["loss"]))
     assert [type(event)(**line) for event, line in zip(events, lines, strict=True)] == events
     steps = [event for event in events if isinstance(event, StepEvent)]
     assert [event.step for event in steps] == [10, 20, 30, 40, 42]
