@@ -60,7 +60,8 @@ def load_checkpoint(path: Path, kind: type[T]) -> tuple[dict[str, Tensor], T]:
     """
     if not path.is_file():
         raise RunError(
-            f"{path.parent} has no checkpoint {path.name}", "it has not validated yet: start it again with --force"
+            f"{path.parent} has no checkpoint {path.name}",
+            "it has not validated yet: go on with --resume, or start it again with --force",
         )
     try:
         with safe_open(path, framework="pt") as file:
