@@ -86,6 +86,8 @@ class LanguageModel:
         """
         if max_tokens < -1 or max_tokens == 0:
             raise InvalidValueError(f"max-tokens is {max_tokens}", "use a positive number, or -1 for no end")
+        if seed is None and state:
+            seed = state.continuation.seed
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not text for text in stop):
             raise InvalidValueError("a stop text is empty", "give some text, or leave it out")
@@ -105,7 +107,7 @@ class LanguageModel:
             options=options,
             start=self.manifest.special_ids.start,
             max_tokens=max_tokens,
-            seed=_first(seed, state.continuation.seed if state else None, secrets.randbits(32)),
+            seed=secrets.randbits(32) if seed is None else seed,
             state=state,
             stop=stop,
             log_probabilities=log_probabilities,
@@ -246,10 +248,6 @@ class StopFilter:
         """Length of the longest end of ``text`` that is a proper start of ``stop``."""
         longest = min(len(text), len(stop) - 1)
         return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
-
-
-def _first(*choices: int | None) -> int:
-    return next(choice for choice in choices if choice is not None)
 
 
 def _random_start(seed: int, vocabulary_size: int) -> int:

@@ -26,13 +26,13 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]:
+def resolve_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
     """``auto`` takes bf16 where there are matrix units for it: recent GPUs, and CPUs with AMX.
 
     On CPUs without them bf16 is slower than fp32.
     """
-    if name in ("fp32", "bf16"):
-        return name  # type: ignore[return-value]
+    if name != "auto":
+        return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases cannot tell

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -137,7 +138,7 @@ def record_golden(bundle: Bundle, source: Source) -> tuple[GoldenTranscript, ...
     return _transcript(graph, "greedy", [start], _GOLDEN_STEPS), _transcript(graph, "text", text, len(text))
 
 
-def _transcript(graph: StepGraph, kind: str, tokens: list[int], steps: int) -> GoldenTranscript:
+def _transcript(graph: StepGraph, kind: Literal["greedy", "text"], tokens: list[int], steps: int) -> GoldenTranscript:
     stepper = graph.stepper()
     fed: list[int] = []
     best: list[int] = []
@@ -148,7 +149,7 @@ def _transcript(graph: StepGraph, kind: str, tokens: list[int], steps: int) -> G
         best.append(int(logits.argmax()))
         top = np.sort(logits)[::-1]
         margins.append(round(float(top[0] - top[1]), 4) if len(top) > 1 else 0.0)
-    return GoldenTranscript(kind, tuple(fed), tuple(best), tuple(margins), _GOLDEN_TOLERANCE)  # type: ignore[arg-type]
+    return GoldenTranscript(kind, tuple(fed), tuple(best), tuple(margins), _GOLDEN_TOLERANCE)
 
 
 def _draft(source: Source, name: str, lowering: Lowering) -> Manifest:
