@@ -90,7 +90,7 @@ def random_bundle(folder: Path, cell: Cell, hidden: int, layers: int, lowering: 
     import torch
 
     from rnn_edge.tokenizer import character_tokenizer
-    from rnn_edge_export.modules import RecurrentLanguageModel
+    from rnn_edge_export.language_model.modules import RecurrentLanguageModel
     from rnn_edge_export.onnx_export import Source, export_bundle
     from rnn_edge_export.recipe import ModelRecipe, Recipe
 

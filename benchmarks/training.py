@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.common import CELLS, CHARACTERS, EMBEDDING, interleave, machine, ratio, table, verdict
 from rnn_edge.manifest import Cell
 from rnn_edge.tokenizer import character_tokenizer
-from rnn_edge_export.data import Corpus
+from rnn_edge_export.language_model.data import Corpus
 from rnn_edge_export.recipe import ModelRecipe, Recipe, TrainingRecipe
 from rnn_edge_export.training import StepEvent, Trainer, TrainingEvent
 

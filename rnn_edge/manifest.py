@@ -15,10 +15,14 @@ MANIFEST_NAME = "manifest.json"
 # A folder holds plain file names: no separators, no drive letters, nothing hidden, nothing above it.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
-Task = Literal["language-model"]
+MAXIMUM_BEAM = 64
+_ROLES = {"language-model": ("step",), "translation": ("encoder", "decoder")}
+
+Task = Literal["language-model", "translation"]
 Precision = Literal["fp32"]
 Lowering = Literal["operator", "cell"]
 Cell = Literal["lstm", "gru", "rnn"]
+AttentionKind = Literal["dot", "general", "bahdanau"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class TokenizerSpec:
     """The tokenizer's file and what a reader wants to know before opening it."""
 
     file: str
-    kind: Literal["character"]
+    kind: Literal["character", "subword", "word"]
     vocabulary_size: int
 
 
@@ -56,11 +60,23 @@ class SpecialIds:
     """Token ids with a role; null where the vocabulary has none."""
 
     start: int | None = None
+    end: int | None = None
+    unknown: int | None = None
+
+
+@dataclass(frozen=True)
+class EncoderArchitecture:
+    """The encoder of a translator: ``hidden`` is the width of each direction."""
+
+    hidden: int
+    layers: int
+    attention: AttentionKind
+    input_feeding: bool
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The network that the graphs compute."""
+    """The network that the graphs compute. Of a translator, the decoder with its ``encoder``."""
 
     cell: Cell
     embedding: int
@@ -68,6 +84,37 @@ class Architecture:
     layers: int
     tied: bool
     parameters: int
+    encoder: EncoderArchitecture | None = None
+
+
+@dataclass(frozen=True)
+class MemoryTensor:
+    """What the encoder leaves to every step of the decoder: float32 [batch, source_length, width]."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """The side that is translated from: its tokenizer, its end token, and the longest source of the training data.
+
+    Both sides may name one tokenizer file.
+    """
+
+    tokenizer: TokenizerSpec
+    end: int
+    longest: int
+    unknown: int | None = None
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class DecodingDefaults:
+    """What ``translate`` uses where the caller says nothing."""
+
+    beam: int = 1
+    length_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +136,21 @@ class GoldenTranscript:
     """
 
     kind: Literal["greedy", "text"]
+    tokens: tuple[int, ...]
+    best: tuple[int, ...]
+    margins: tuple[float, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class GoldenTranslation:
+    """A source and the greedy translation of the exporting machine, as ``GoldenTranscript`` records a text.
+
+    ``source`` has the end token; ``text`` is what it is the encoding of, empty where it is random ids.
+    """
+
+    text: str
+    source: tuple[int, ...]
     tokens: tuple[int, ...]
     best: tuple[int, ...]
     margins: tuple[float, ...]
@@ -120,7 +182,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a bundle. ``graphs`` maps a role (``step``) to a file name of ``files``."""
+    """Everything about a bundle.
+
+    ``graphs`` maps a role to a file name of ``files``: ``step`` for a language model; ``encoder`` and ``decoder`` for a
+    translator, which also has ``source``, ``memory``, ``decoding`` and ``golden_translations``.
+    """
 
     format_version: int
     name: str
@@ -138,12 +204,22 @@ class Manifest:
     provenance: Provenance
     versions: dict[str, str]
     files: dict[str, FileEntry] = field(default_factory=dict)
+    source: SourceSpec | None = None
+    memory: tuple[MemoryTensor, ...] = ()
+    decoding: DecodingDefaults = DecodingDefaults()
+    golden_translations: tuple[GoldenTranslation, ...] = ()
 
     @property
     def digest(self) -> str:
         """Identity of the weights: the SHA-256 over the hashes of all graphs, by role."""
         parts = (f"{role}:{self.files[name].sha256}" for role, name in sorted(self.graphs.items()))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def tokenizers(self) -> dict[str, TokenizerSpec]:
+        """Tokenizers by their place in the manifest."""
+        found = {"tokenizer": self.tokenizer}
+        return found | ({"source.tokenizer": self.source.tokenizer} if self.source else {})
 
     def to_json(self) -> str:
         """Indented JSON with every list of numbers on one line."""
@@ -183,33 +259,57 @@ class Manifest:
                 raise SchemaError(f"files.{name}.sha256 is not a SHA-256 in hexadecimal")
             if entry.size < 0:
                 raise SchemaError(f"files.{name}.size is negative")
-        for place, name in [("tokenizer.file", self.tokenizer.file), *_places("graphs", self.graphs)]:
+        files = [(f"{place}.file", spec.file) for place, spec in self.tokenizers.items()]
+        for place, name in [*files, *_places("graphs", self.graphs)]:
             if not _FILE_NAME.fullmatch(name):
                 raise SchemaError(f"{place} names {name!r}, which is not a plain file name inside the bundle")
             if name not in self.files:
                 raise SchemaError(f"{place} names {name}, which files does not list")
         if any(not re.fullmatch(r"[a-z_]{1,32}", role) for role in self.graphs):
             raise SchemaError("graphs has a role that is not a plain word")
-        if "step" not in self.graphs:
-            raise SchemaError("graphs.step is missing")
+        for role in _ROLES[self.task]:
+            if role not in self.graphs:
+                raise SchemaError(f"graphs.{role} is missing")
         if not self.state:
             raise SchemaError("state lists no pairs")
         names = [name for pair in self.state for name in (pair.input, pair.output)]
+        names += [tensor.name for tensor in self.memory]
         if len(set(names)) != len(names):
-            raise SchemaError("state names a tensor twice")
-        if any(pair.width < 1 for pair in self.state):
-            raise SchemaError("state has a width below 1")
+            raise SchemaError("state and memory name a tensor twice")
+        if any(item.width < 1 for item in (*self.state, *self.memory)):
+            raise SchemaError("state or memory has a width below 1")
+        for place, spec in self.tokenizers.items():
+            if spec.vocabulary_size < 1:
+                raise SchemaError(f"{place}.vocabulary_size is below 1")
         size = self.tokenizer.vocabulary_size
-        if size < 1:
-            raise SchemaError("tokenizer.vocabulary_size is below 1")
         for role, token in encode(self.special_ids).items():
             if token is not None and not 0 <= token < size:
                 raise SchemaError(f"special_ids.{role} is {token}, outside the vocabulary of {size}")
-        for index, golden in enumerate(self.golden):
-            if not len(golden.tokens) == len(golden.best) == len(golden.margins):
-                raise SchemaError(f"golden[{index}] has lists of different lengths")
-            if any(not 0 <= token < size for token in (*golden.tokens, *golden.best)):
-                raise SchemaError(f"golden[{index}] has a token outside the vocabulary of {size}")
+        if self.task == "translation":
+            self._check_translation()
+        for place, goldens in (("golden", self.golden), ("golden_translations", self.golden_translations)):
+            for index, golden in enumerate(goldens):
+                if not len(golden.tokens) == len(golden.best) == len(golden.margins):
+                    raise SchemaError(f"{place}[{index}] has lists of different lengths")
+                if any(not 0 <= token < size for token in (*golden.tokens, *golden.best)):
+                    raise SchemaError(f"{place}[{index}] has a token outside the vocabulary of {size}")
+
+    def _check_translation(self) -> None:
+        if self.source is None or self.architecture.encoder is None or not self.memory:
+            raise SchemaError("a translation model needs source, memory and architecture.encoder")
+        if self.special_ids.start is None or self.special_ids.end is None:
+            raise SchemaError("special_ids needs start and end")
+        size = self.source.tokenizer.vocabulary_size
+        for role, token in (("end", self.source.end), ("unknown", self.source.unknown)):
+            if token is not None and not 0 <= token < size:
+                raise SchemaError(f"source.{role} is {token}, outside the vocabulary of {size}")
+        if self.source.longest < 1:
+            raise SchemaError("source.longest is below 1")
+        if not 1 <= self.decoding.beam <= MAXIMUM_BEAM or not 0 <= self.decoding.length_penalty <= 10:
+            raise SchemaError("decoding is out of range")
+        for index, golden in enumerate(self.golden_translations):
+            if not golden.source or any(not 0 <= token < size for token in golden.source):
+                raise SchemaError(f"golden_translations[{index}].source is empty or outside the vocabulary of {size}")
 
 
 def _places(where: str, names: Mapping[str, str]) -> list[tuple[str, str]]:

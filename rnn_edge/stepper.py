@@ -1,4 +1,4 @@
-"""One step graph with its state buffers.
+"""One step graph with its state buffers: a language model's, or the decoder of a translator.
 
 Tokens, logits and two sets of state buffers are bound once. A step reads one set and writes the other, then they
 swap: nothing is allocated or copied per token. On CUDA the state stays on the device; tokens go there and logits
@@ -7,6 +7,7 @@ come back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from rnn_edge.providers import Device, first_line, open_session, session_device
 from rnn_edge.state import State, check_state, zero_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from onnxruntime import InferenceSession, OrtValue
 
@@ -27,30 +28,48 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
+LENGTHS, ATTENTION = "source_lengths", "attention"
+Memory = dict[str, NDArray[Any]]  # what a decoder reads in every step: memory tensors, and the lengths of the sources
+_FLOAT, _INTEGER = "tensor(float)", "tensor(int64)"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph: its type, rank, and last axis where that is fixed."""
+
+    type: str
+    rank: int
+    width: int | None = None
 
 
 class StepGraph:
     """The session of a bundle's step graph, checked against the manifest. Make one ``Stepper`` per batch from it."""
 
-    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
-        """Read, check and load the graph.
+    def __init__(
+        self, bundle: Bundle, *, role: str = "step", device: Device = "auto", threads: int | None = None
+    ) -> None:
+        """Read, check and load the graph with this role: ``step``, or ``decoder``.
 
         Raises:
             BundleError: other bytes than the manifest says, external data, or other inputs and outputs.
             DeviceError: CUDA is asked for and not available.
         """
-        self.manifest = bundle.manifest
-        self.where = where = str(bundle.path / bundle.manifest.graphs["step"])
-        content = bundle.graph("step")
-        if summarise(content, where).external_data:
-            raise BundleError(f"{where} keeps tensors in other files", "export the bundle again, in one file")
-        self.session: InferenceSession = open_session(content, where, device=device, threads=threads)
+        self.manifest = manifest = bundle.manifest
+        self.where = str(bundle.path / manifest.graphs[role])
+        state = {pair.input: Port(_FLOAT, 2, pair.width) for pair in manifest.state}
+        memory = {item.name: Port(_FLOAT, 3, item.width) for item in manifest.memory}
+        memory |= {LENGTHS: Port(_INTEGER, 1)} if memory else {}
+        outputs = {"logits": Port(_FLOAT, 2, manifest.tokenizer.vocabulary_size)}
+        outputs |= {ATTENTION: Port(_FLOAT, 2)} if memory else {}
+        outputs |= {pair.output: Port(_FLOAT, 2, pair.width) for pair in manifest.state}
+        self.session = open_graph(
+            bundle, role, {"token": Port(_INTEGER, 1)} | memory | state, outputs, device=device, threads=threads
+        )
         self.device = session_device(self.session)
-        _check_graph(self.session, bundle.manifest, where)
 
-    def stepper(self, batch: int = 1) -> Stepper:
-        """Buffers for ``batch`` streams, at a zero state."""
-        return Stepper(self, batch)
+    def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:
+        """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
+        return Stepper(self, batch, memory)
 
     def step(self, tokens: Tokens, state: State) -> tuple[Logits, State]:
         """One step without side effects: tokens int64 [batch], state → logits [batch, vocabulary], next state."""
@@ -62,7 +81,7 @@ class StepGraph:
 class Stepper:
     """Steps ``batch`` streams at once, state held in buffers."""
 
-    def __init__(self, graph: StepGraph, batch: int) -> None:
+    def __init__(self, graph: StepGraph, batch: int, memory: Memory | None = None) -> None:
         if batch < 1:
             raise InvalidValueError(f"batch is {batch}", "use at least 1")
         from onnxruntime import OrtValue
@@ -83,7 +102,18 @@ class Stepper:
             for arrays in self._arrays
         ]
         self._token_value = token
-        self._bindings = [_bind(graph, token, logits, self._values[side], self._values[1 - side]) for side in range(2)]
+        inputs, outputs = {"token": token}, {"logits": logits}
+        self.attention: Logits = np.empty((batch, 0), np.float32)  # [batch, source_length] of the last step
+        self._memory = memory or {}
+        if self._memory:
+            self.attention = np.zeros((batch, self._memory[graph.manifest.memory[0].name].shape[1]), np.float32)
+            outputs[ATTENTION] = OrtValue.ortvalue_from_numpy(self.attention)
+            inputs |= {
+                name: OrtValue.ortvalue_from_numpy(array, graph.device, 0) for name, array in self._memory.items()
+            }
+        self._bindings = [
+            _bind(graph, inputs, outputs, self._values[side], self._values[1 - side]) for side in range(2)
+        ]
         self._side = 0  # the side that holds the state
 
     def step(self, tokens: Tokens | int) -> Logits:
@@ -108,6 +138,16 @@ class Stepper:
         for token in tokens:
             self.step(token)
         return self._logits
+
+    def reorder(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        """Stream i goes on from the state of stream ``rows[i]``."""
+        if self._on_cpu:
+            for name, array in self._arrays[self._side].items():
+                np.take(array, rows, axis=0, out=self._arrays[1 - self._side][name])
+            self._side = 1 - self._side
+        else:
+            for value in self._values[self._side].values():
+                value.update_inplace(value.numpy()[rows])
 
     def state(self) -> State:
         """A copy of the state."""
@@ -136,39 +176,59 @@ def _zeros(manifest: Manifest, batch: int) -> dict[str, NDArray[np.float32]]:
 
 
 def _bind(
-    graph: StepGraph, token: OrtValue, logits: OrtValue, source: dict[str, OrtValue], target: dict[str, OrtValue]
+    graph: StepGraph,
+    inputs: Mapping[str, OrtValue],
+    outputs: Mapping[str, OrtValue],
+    source: Mapping[str, OrtValue],
+    target: Mapping[str, OrtValue],
 ) -> Any:  # the runtime's binding has no type
     binding = graph.session.io_binding()
-    binding.bind_ortvalue_input("token", token)
-    binding.bind_ortvalue_output("logits", logits)
+    for name, value in inputs.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, value in outputs.items():
+        binding.bind_ortvalue_output(name, value)
     for pair in graph.manifest.state:
         binding.bind_ortvalue_input(pair.input, source[pair.input])
         binding.bind_ortvalue_output(pair.output, target[pair.input])
     return binding
 
 
-def _check_graph(session: InferenceSession, manifest: Manifest, where: str) -> None:
-    """Inputs, outputs and metadata must be what the manifest says."""
-    widths = {pair.input: pair.width for pair in manifest.state}
-    inputs = {"token": ("tensor(int64)", 1)} | dict.fromkeys(widths, ("tensor(float)", 2))
-    outputs = {"logits": ("tensor(float)", 2)} | {pair.output: ("tensor(float)", 2) for pair in manifest.state}
+def open_graph(
+    bundle: Bundle,
+    role: str,
+    inputs: Mapping[str, Port],
+    outputs: Mapping[str, Port],
+    *,
+    device: Device,
+    threads: int | None,
+) -> InferenceSession:
+    """The session of one of a bundle's graphs. Inputs, outputs and metadata must be what the manifest says.
+
+    Raises:
+        BundleError: other bytes than the manifest says, external data, or other inputs and outputs.
+        DeviceError: CUDA is asked for and not available.
+    """
+    manifest, where = bundle.manifest, str(bundle.path / bundle.manifest.graphs[role])
     mend = "export the bundle again"
+    content = bundle.graph(role)
+    if summarise(content, where).external_data:
+        raise BundleError(f"{where} keeps tensors in other files", "export the bundle again, in one file")
+    session = open_session(content, where, device=device, threads=threads)
     for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
         found = {node.name: (node.type, len(node.shape)) for node in nodes}
-        if found != expected:
-            differing = sorted(set(found.items()) ^ set(expected.items()))
+        wanted = {name: (port.type, port.rank) for name, port in expected.items()}
+        if found != wanted:
+            differing = sorted(set(found.items()) ^ set(wanted.items()))
             raise BundleError(f"{where}: {kind} {differing[0][0]} is not what the manifest says", mend)
-    widths |= {pair.output: pair.width for pair in manifest.state}
-    widths["logits"] = manifest.tokenizer.vocabulary_size
-    for node in (*session.get_inputs(), *session.get_outputs()):
-        if node.name in widths and node.shape[1] != widths[node.name]:
-            raise BundleError(
-                f"{where}: {node.name} is {node.shape[1]} wide, the manifest says {widths[node.name]}", mend
-            )
+        for node in nodes:
+            width = expected[node.name].width
+            if width is not None and node.shape[-1] != width:
+                raise BundleError(f"{where}: {node.name} is {node.shape[-1]} wide, the manifest says {width}", mend)
     metadata = session.get_modelmeta().custom_metadata_map
     for key, value in graph_metadata(manifest).items():
         if metadata.get(key) != value:
             raise BundleError(f"{where}: its metadata say {key} = {metadata.get(key)!r}, the manifest {value!r}", mend)
+    return session
 
 
 def graph_metadata(manifest: Manifest) -> dict[str, str]:

@@ -30,6 +30,7 @@ class Tokenizer:
             text = content.decode("utf-8")
             self._encoder = Encoder.from_str(text)
             description = json.loads(text)
+            self._encoder.encode_special_tokens = True  # a text that spells a special token is only a text
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{where} is not a tokenizer: {error}", "export the bundle again") from error
         self.content = content
@@ -59,6 +60,10 @@ class Tokenizer:
             return list(self._encoder.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"the tokenizer fails: {error}", "export the bundle again") from error
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, by a vocabulary that lacks nothing."""
+        return [found.ids for found in self._encoder.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``: their bytes read as UTF-8, with U+FFFD for what is not."""

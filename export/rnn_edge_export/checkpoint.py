@@ -26,11 +26,11 @@ class Progress:
     """
 
     step: int = 0
-    window: int = 0
+    batch: int = 0
     epoch: int = 0
     loss_sum: float = 0.0
     logged_step: int = 0
-    best_loss: float | None = None
+    best: float | None = None
     best_step: int = 0
     bad_validations: int = 0
     metrics_bytes: int = 0
@@ -42,7 +42,7 @@ class Best:
 
     step: int
     loss: float
-    vocabulary_size: int
+    bleu: float | None
     parameters: int
 
 

@@ -1,65 +1,53 @@
-"""From a trained run to a bundle: graph, manifest, model card, golden transcript; verified before it is in place."""
+"""From modules to ONNX bytes, and from a trained run to a bundle in place: verified before it is there."""
 
 import hashlib
+import inspect
 import logging
 import platform
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import Tensor, nn
 
 from rnn_edge.bundle import Bundle, read_bundle
-from rnn_edge.errors import ParityError, RnnEdgeError, RunError
+from rnn_edge.errors import ParityError, RnnEdgeError
 from rnn_edge.files import new_folder, write_bytes, write_text
-from rnn_edge.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    Architecture,
-    FileEntry,
-    GoldenTranscript,
-    Lowering,
-    Manifest,
-    Metric,
-    Provenance,
-    SamplingDefaults,
-    SpecialIds,
-    StatePair,
-    TokenizerSpec,
-)
-from rnn_edge.stepper import StepGraph, graph_metadata
-from rnn_edge.tokenizer import Tokenizer
+from rnn_edge.manifest import MANIFEST_NAME, FileEntry, Lowering, Manifest, Provenance
+from rnn_edge.stepper import graph_metadata
 from rnn_edge_export import model_card
-from rnn_edge_export.modules import RecurrentLanguageModel, parameter_count
-from rnn_edge_export.parity import Check, check_parity
+from rnn_edge_export.parity import Check
 from rnn_edge_export.recipe import Recipe
-from rnn_edge_export.run import METRICS, TOKENIZER, load_best, read_scores
-from rnn_edge_export.steps import ALLOWED_OPERATORS, make_step
 
-STEP_FILE, TOKENIZER_FILE, CARD_FILE = "step.onnx", "tokenizer.json", "README.md"
+TOKENIZER_FILE, CARD_FILE = "tokenizer.json", "README.md"
 # Level with "cell" for fp32 (benchmarks/lowerings.py), and every ONNX runtime has the operators.
 DEFAULT_LOWERING: Lowering = "operator"
 OPSET, IR_VERSION = 18, 8
-_GOLDEN_STEPS = 128
+GOLDEN_STEPS = 128
 # Two machines' sums differ in the last bits; a choice this close may go either way on another one.
-_GOLDEN_TOLERANCE = 1e-3
-_GOLDEN_TEXT = "A device that replays these words, step by step, proves itself.\nDoes it? Yes: 3 checks, no doubt!\n"
+GOLDEN_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Protocol):
     """What an export needs from training. ``notes`` is Markdown for the model card."""
 
-    model: RecurrentLanguageModel
-    tokenizer: Tokenizer
     recipe: Recipe
-    metrics: tuple[Metric, ...]
-    notes: str = ""
+    notes: str
+
+    def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
+        """The manifest before there are hashes and golden transcripts, and every file but the model card."""
+
+    def check(self, bundle: Bundle) -> list[Check]:
+        """PyTorch against the runtime; a ParityError where they differ."""
+
+    def record(self, bundle: Bundle) -> Manifest:
+        """The bundle's manifest with golden transcripts of what the shipped runtime answers here."""
 
 
 def export_bundle(
@@ -74,41 +62,46 @@ def export_bundle(
     if force and output.exists() and not (output / MANIFEST_NAME).is_file():
         raise RnnEdgeError(f"{output} is not a bundle", "choose another folder: --force replaces only bundles")
     with new_folder(output, force=force) as folder:
-        manifest = _draft(source, name, lowering)
-        contents = {
-            STEP_FILE: export_graph(source.model, manifest),
-            TOKENIZER_FILE: source.tokenizer.content,
-        }
-        manifest = _write(folder, manifest, contents)
-        checks = check_parity(source.model, read_bundle(folder))
-        golden = record_golden(read_bundle(folder), source)
-        manifest = replace(manifest, golden=golden)
+        manifest, contents = source.draft(name, lowering)
+        _write(folder, manifest, contents)
+        checks = source.check(read_bundle(folder))
+        manifest = source.record(read_bundle(folder))
         contents[CARD_FILE] = model_card.write(manifest, source.recipe.title, source.notes).encode()
         _write(folder, manifest, contents)
     return read_bundle(output), checks
 
 
-def export_graph(model: RecurrentLanguageModel, manifest: Manifest) -> bytes:
-    """The step graph as ONNX bytes, checked by ``onnx.checker`` and against the operators allowed.
+@dataclass(frozen=True)
+class Signature:
+    """Names and dynamic axes of a graph: axis names by axis, for each input and output in order.
+
+    ``example`` are the inputs it is traced with.
+    """
+
+    example: tuple[Tensor, ...]
+    inputs: dict[str, dict[int, str]]
+    outputs: dict[str, list[str | int]]
+    description: str
+
+
+def to_onnx(module: nn.Module, signature: Signature, manifest: Manifest, allowed: frozenset[str]) -> bytes:
+    """A graph as ONNX bytes, checked by ``onnx.checker`` and against the operators allowed.
 
     Raises:
         ParityError: the exporter produced something else than asked for.
     """
-    step = make_step(model, manifest.lowering).eval()
-    # Sizes of 1 and equal sizes would be taken for constants or for one another.
-    example_batch = 3
-    state = [torch.zeros(example_batch, pair.width) for pair in manifest.state]
-    batch = torch.export.Dim("batch")
+    axes = {name: torch.export.Dim(name) for axis in signature.inputs.values() for name in axis.values()}
+    shapes = [{index: axes[name] for index, name in axis.items()} for axis in signature.inputs.values()]
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter warns about one Dim on several inputs, which is what a batch is, and about its own internals.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            step,
-            (torch.zeros(example_batch, dtype=torch.int64), *state),
-            input_names=["token", *(pair.input for pair in manifest.state)],
-            output_names=["logits", *(pair.output for pair in manifest.state)],
-            dynamic_shapes={"token": {0: batch}, "state": tuple({0: batch} for _ in state)},
+            module.eval(),
+            signature.example,
+            input_names=list(signature.inputs),
+            output_names=list(signature.outputs),
+            dynamic_shapes=_by_parameter(module, shapes),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -118,91 +111,48 @@ def export_graph(model: RecurrentLanguageModel, manifest: Manifest) -> bytes:
     graph = program.model_proto
     graph.ir_version = IR_VERSION
     graph.producer_name, graph.producer_version = "rnn-edge", version("rnn-edge")
-    graph.doc_string = "One time step of a recurrent language model: token and state in, logits and next state out."
+    graph.doc_string = signature.description
     del graph.metadata_props[:]
     for key, value in graph_metadata(manifest).items():
         graph.metadata_props.add(key=key, value=value)
     _strip(graph)
-    _check_graph(graph, manifest)
+    _check_graph(graph, signature, allowed)
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def record_golden(bundle: Bundle, source: Source) -> tuple[GoldenTranscript, ...]:
-    """What the shipped runtime answers here: to its own greedy text, and to varied text of ours."""
-    graph = StepGraph(bundle, device="cpu")
-    start = bundle.manifest.special_ids.start or 0
-    text = source.tokenizer.encode(_GOLDEN_TEXT, unknown="skip")[: _GOLDEN_STEPS // 2]
-    # Whatever the script of the corpus, every part of the vocabulary may occur.
-    random = np.random.default_rng(0).integers(0, source.tokenizer.vocabulary_size, _GOLDEN_STEPS - len(text))
-    text += random.tolist()
-    return _transcript(graph, "greedy", [start], _GOLDEN_STEPS), _transcript(graph, "text", text, len(text))
+def provenance(recipe: Recipe) -> Provenance:
+    """Where a model comes from."""
+    data = recipe.data
+    return Provenance(recipe.to_toml(), data.title, data.source, data.licence, data.sha256)
 
 
-def _transcript(graph: StepGraph, kind: Literal["greedy", "text"], tokens: list[int], steps: int) -> GoldenTranscript:
-    stepper = graph.stepper()
-    fed: list[int] = []
-    best: list[int] = []
-    margins: list[float] = []
-    for index in range(steps):
-        fed.append(tokens[index] if index < len(tokens) else best[-1])
-        logits = stepper.step(fed[-1])[0]
-        best.append(int(logits.argmax()))
-        top = np.sort(logits)[::-1]
-        margins.append(round(float(top[0] - top[1]), 4) if len(top) > 1 else 0.0)
-    return GoldenTranscript(kind, tuple(fed), tuple(best), tuple(margins), _GOLDEN_TOLERANCE)
+def versions() -> dict[str, str]:
+    """What made a bundle."""
+    return {
+        "rnn-edge": version("rnn-edge"),
+        "python": platform.python_version(),
+        # Of the modules, since ONNX Runtime comes in distributions of several names.
+        **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
+    }
 
 
-def _draft(source: Source, name: str, lowering: Lowering) -> Manifest:
-    """The manifest before there are files."""
-    recipe, model = source.recipe, source.model
-    size = source.tokenizer.vocabulary_size
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        name=name,
-        task="language-model",
-        precision="fp32",
-        lowering=lowering,
-        architecture=Architecture(
-            cell=recipe.model.cell,
-            embedding=recipe.model.embedding,
-            hidden=recipe.model.hidden,
-            layers=recipe.model.layers,
-            tied=recipe.model.tie_weights,
-            parameters=parameter_count(model),
-        ),
-        graphs={"step": STEP_FILE},
-        state=tuple(StatePair(item, f"{item}_next", recipe.model.hidden, "float32") for item in model.state_names()),
-        tokenizer=TokenizerSpec(TOKENIZER_FILE, "character", size),
-        special_ids=SpecialIds(start=source.tokenizer.id_of("\n")),
-        sampling=SamplingDefaults(),
-        golden=(),
-        metrics=source.metrics,
-        provenance=Provenance(
-            recipe=recipe.to_toml(),
-            data_title=recipe.data.title,
-            data_source=recipe.data.source,
-            data_licence=recipe.data.licence,
-            data_sha256=recipe.data.sha256,
-        ),
-        versions={
-            "rnn-edge": version("rnn-edge"),
-            "python": platform.python_version(),
-            # Of the modules, since ONNX Runtime comes in distributions of several names.
-            **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
-        },
-    )
+def _by_parameter(module: nn.Module, shapes: Sequence[dict[int, Any]]) -> Any:
+    """Dynamic axes in the form of ``forward``'s parameters: the last one may be ``*state``."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return tuple(shapes)
+    named = {item.name: shape for item, shape in zip(parameters[:-1], shapes, strict=False)}
+    return named | {parameters[-1].name: tuple(shapes[len(named) :])}
 
 
-def _write(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> Manifest:
-    """Write all files, the manifest last, and return it with their hashes."""
+def _write(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None:
+    """Write all files, and the manifest with their hashes last."""
     files = {
         name: FileEntry(hashlib.sha256(content).hexdigest(), len(content)) for name, content in sorted(contents.items())
     }
-    manifest = replace(manifest, files=files)
     for name, content in contents.items():
         write_bytes(folder / name, content)
-    write_text(folder / MANIFEST_NAME, manifest.to_json())
-    return manifest
+    write_text(folder / MANIFEST_NAME, replace(manifest, files=files).to_json())
 
 
 def _strip(graph: onnx.ModelProto) -> None:
@@ -217,37 +167,20 @@ def _strip(graph: onnx.ModelProto) -> None:
         item.doc_string = ""
 
 
-def _check_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:
+def _check_graph(graph: onnx.ModelProto, signature: Signature, allowed: frozenset[str]) -> None:
     onnx.checker.check_model(graph, full_check=True)
     mend = "report this with the versions of torch and onnxscript"
     operators = {f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.graph.node}
-    foreign = operators - ALLOWED_OPERATORS[manifest.lowering]
-    foreign |= {function.name for function in graph.functions}
+    foreign = operators - allowed | {function.name for function in graph.functions}
     if foreign:
-        raise ParityError(f"the {manifest.lowering} lowering produced {', '.join(sorted(foreign))}", mend)
+        raise ParityError(f"the lowering produced {', '.join(sorted(foreign))}", mend)
     imports = [(opset.domain, opset.version) for opset in graph.opset_import]
     if imports != [("", OPSET)]:
         raise ParityError(f"the graph imports {imports}, not opset {OPSET} of the standard domain alone", mend)
     declared = {item.name: [_dimension(d) for d in item.type.tensor_type.shape.dim] for item in graph.graph.output}
-    expected = {"logits": ["batch", manifest.tokenizer.vocabulary_size]}
-    expected |= {pair.output: ["batch", pair.width] for pair in manifest.state}
-    if declared != expected:
-        raise ParityError(f"the graph declares outputs {declared}, not {expected}", mend)
+    if declared != signature.outputs:
+        raise ParityError(f"the graph declares outputs {declared}, not {signature.outputs}", mend)
 
 
 def _dimension(dimension: onnx.TensorShapeProto.Dimension) -> str | int:
     return dimension.dim_param or dimension.dim_value
-
-
-def load_source(run: Path) -> Source:
-    """Everything an export needs from a run's folder.
-
-    Raises:
-        RunError: not a run, or without a checkpoint.
-    """
-    model, recipe = load_best(run)
-    try:
-        tokenizer = Tokenizer((run / TOKENIZER).read_bytes(), str(run / TOKENIZER))
-    except OSError as error:
-        raise RunError(f"cannot read {run / TOKENIZER}: {error.strerror}", "train again") from error
-    return Source(model, tokenizer, recipe, read_scores(run / METRICS, recipe))

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from rnn_edge_export.recipe import TrainingRecipe
+from rnn_edge_export.recipe import OptimisationSection
 
 
-def make_optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, training: OptimisationSection) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) with decay on matrices and none on biases."""
     parameters = list(model.parameters())
     groups = [
@@ -18,7 +18,7 @@ def make_optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
-def learning_rate(step: int, total_steps: int, training: TrainingRecipe) -> float:
+def learning_rate(step: int, total_steps: int, training: OptimisationSection) -> float:
     """Linear warm-up, then a cosine (Loshchilov & Hutter 2017) down to a share of the peak."""
     warmup = min(training.warmup_steps, total_steps // 2)
     if step < warmup:

@@ -1,22 +1,14 @@
-"""PyTorch against the shipped stepper. Every check is fatal at export: a wrong graph still writes plausible text."""
+"""PyTorch against the shipped runtime. Every check is fatal at export: a wrong graph still writes plausible text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from rnn_edge.bundle import Bundle
 from rnn_edge.errors import ParityError
 from rnn_edge.state import State
-from rnn_edge.stepper import StepGraph
-from rnn_edge.verification import resumption_difference
-from rnn_edge_export.modules import RecurrentLanguageModel
-from rnn_edge_export.modules import State as ModelState
 
-STEPS = (1, 16, 256)
-BATCHES = (1, 3)
 # fp32 against fp32 in another order of summation: measured differences are some 1e-6, and grow little with steps.
 STATE_TOLERANCE = 5e-5
 LOGITS_TOLERANCE = 1e-4
@@ -36,15 +28,14 @@ class Check:
         return self.difference <= self.tolerance
 
 
-def check_parity(model: RecurrentLanguageModel, bundle: Bundle) -> list[Check]:
-    """All checks, in the order in which they are printed.
+def run_checks(found: Iterable[Check]) -> list[Check]:
+    """Run all checks and give them in the order in which they are printed.
 
     Raises:
         ParityError: one fails; the message names it with its figures.
     """
-    cpu, fastest = StepGraph(bundle, device="cpu"), StepGraph(bundle, device="auto")
     checks: dict[str, Check] = {}
-    for check in (*_checks(model.eval(), cpu), *_other_device(cpu, fastest)):
+    for check in found:
         # The same check at another batch size shares a line: the worse counts.
         known = checks.get(check.name)
         if known is None or not check.difference <= known.difference:
@@ -57,61 +48,6 @@ def check_parity(model: RecurrentLanguageModel, bundle: Bundle) -> list[Check]:
     return list(checks.values())
 
 
-@torch.no_grad()
-def _checks(model: RecurrentLanguageModel, graph: StepGraph) -> Iterator[Check]:
-    random = np.random.default_rng(0)
-    names = model.state_names()
-    for batch in BATCHES:
-        tokens = random.integers(0, model.embedding.num_embeddings, (max(STEPS), batch))
-        first = _random_state(random, names, model.recipe.hidden, batch)
-        stepper = graph.stepper(batch)
-        stepper.load(first)
-        expected_state = to_model(first, model)
-        singles = np.empty((max(STEPS), batch, model.embedding.num_embeddings), np.float32)
-        for step in range(max(STEPS)):
-            singles[step] = stepper.step(tokens[step])
-            logits, expected_state = model(torch.from_numpy(tokens[step : step + 1]), expected_state)
-            if step + 1 in STEPS:
-                place = f"after {step + 1} step{'s' * (step > 0)}"
-                yield Check(f"logits {place}", difference(singles[step], logits[0].numpy()), LOGITS_TOLERANCE)
-                distance = state_difference(stepper.state(), from_model(expected_state, names))
-                yield Check(f"state {place}", distance, STATE_TOLERANCE)
-        logits, _ = model(torch.from_numpy(tokens), to_model(first, model))
-        distance = difference(singles, logits.numpy())
-        yield Check(f"{max(STEPS)} single steps against one long run", distance, LOGITS_TOLERANCE)
-    yield from _wiring(graph, model, names, random)
-    yield Check("state saved and loaded in mid-stream", resumption_difference(graph), 0.0)
-
-
-def _wiring(
-    graph: StepGraph, model: RecurrentLanguageModel, names: list[str], random: np.random.Generator
-) -> Iterator[Check]:
-    """Change one state input at a time: every output must answer as the model's does, and its own must change."""
-    tokens = random.integers(0, model.embedding.num_embeddings, 3)
-    base = _random_state(random, names, model.recipe.hidden, 3)
-    _, rest = graph.step(tokens, base)
-    worst, still = 0.0, 0.0
-    for name in names:
-        moved = State({**base.tensors, name: _random_state(random, [name], model.recipe.hidden, 3).tensors[name]})
-        _, answer = graph.step(tokens, moved)
-        _, expected = model(torch.from_numpy(tokens[None]), to_model(moved, model))
-        worst = max(worst, state_difference(answer, from_model(expected, names)))
-        unchanged = np.array_equal(answer.tensors[name], rest.tensors[name])
-        copied = np.array_equal(answer.tensors[name], moved.tensors[name])
-        still += unchanged + copied
-    yield Check("each state input moves the outputs it should", worst, STATE_TOLERANCE)
-    yield Check("state outputs that ignore or copy their input", still, 0.0)
-
-
-def _other_device(cpu: StepGraph, other: StepGraph) -> Iterator[Check]:
-    """The same tokens on the GPU, where there is one."""
-    if other.device == cpu.device:
-        return
-    tokens = np.random.default_rng(1).integers(0, cpu.manifest.tokenizer.vocabulary_size, 64).tolist()
-    distance = difference(other.stepper().feed(tokens), cpu.stepper().feed(tokens))
-    yield Check(f"logits on {other.device} after {len(tokens)} steps", distance, LOGITS_TOLERANCE)
-
-
 def difference(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """The largest difference: absolute for values up to 1, relative above, since an LSTM's c has no bound."""
     return float((np.abs(actual - expected) / np.maximum(1, np.abs(expected))).max())
@@ -120,22 +56,3 @@ def difference(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> fl
 def state_difference(actual: State, expected: State) -> float:
     """The largest ``difference`` of any state tensor."""
     return max(difference(actual.tensors[name], tensor) for name, tensor in expected.tensors.items())
-
-
-def to_model(state: State, model: RecurrentLanguageModel) -> ModelState:
-    """The runtime's state as the model's: flat names to one tuple a layer."""
-    flat = iter(torch.from_numpy(state.tensors[name]) for name in model.state_names())
-    return [tuple(next(flat) for _ in layer) for layer in model.zero_state(state.batch)]
-
-
-def from_model(state: ModelState, names: list[str]) -> State:
-    """The inverse of ``to_model``."""
-    flat = [tensor.numpy() for layer in state for tensor in layer]
-    return State(dict(zip(names, flat, strict=True)))
-
-
-def _random_state(random: np.random.Generator, names: list[str], width: int, batch: int) -> State:
-    def draw() -> NDArray[np.float32]:
-        return random.uniform(-1, 1, (batch, width)).astype(np.float32)
-
-    return State({name: draw() for name in names})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from rnn_edge.errors import InvalidValueError, RunError
-from rnn_edge.manifest import Cell
+from rnn_edge.manifest import AttentionKind, Cell, Task
 from rnn_edge.schema import SchemaError, decode, encode
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class DataRecipe:
 
 
 @dataclass(frozen=True)
-class ModelRecipe:
+class LanguageModelSection:
     """Embedding → stacked recurrent layers → output layer."""
 
     cell: Cell = option("lstm", "Recurrent cell: lstm, gru or rnn (tanh).")
@@ -52,38 +52,109 @@ class ModelRecipe:
     locked_dropout: bool = option(True, "One dropout mask for all steps of a window (Gal & Ghahramani 2016).")
     weight_drop: float = probability(0.0, "DropConnect on the recurrent matrices (Merity et al. 2017).")
 
+    def check(self) -> None:
+        """Raises InvalidValueError for widths that exclude each other."""
+        if self.tie_weights and self.embedding != self.hidden:
+            raise InvalidValueError(
+                f"tied weights need equal widths, not --embedding {self.embedding} and --hidden {self.hidden}",
+                "make the two equal, or leave --tie-weights out",
+            )
+
 
 @dataclass(frozen=True)
-class TrainingRecipe:
-    """Optimisation by truncated back-propagation through time."""
+class TranslationSection:
+    """Bidirectional encoder → attention ← recurrent decoder → output layer tied to the target embedding."""
 
-    epochs: float = option(20.0, "Passes over the training text.", minimum=0.001)
-    batch_size: int = option(64, "Parallel streams of text.", minimum=1)
-    sequence_length: int = option(128, "Steps that gradients flow back through.", minimum=1)
+    cell: Literal["lstm", "gru"] = option("lstm", "Recurrent cell: lstm or gru.")
+    embedding: int = option(256, "Width of the embeddings.", minimum=1)
+    encoder_hidden: int = option(256, "Width of each direction of the encoder.", minimum=1)
+    encoder_layers: int = option(2, "Bidirectional layers of the encoder.", minimum=1)
+    hidden: int = option(512, "Width of each layer of the decoder.", minimum=1)
+    layers: int = option(2, "Layers of the decoder.", minimum=1)
+    attention: AttentionKind = option("general", "Score of the attention: dot or general (Luong), or bahdanau.")
+    input_feeding: bool = option(False, "Feed the attention's result to the next step (Luong 2015); trains far slower.")
+    share_embeddings: bool = option(True, "One embedding for source and target, where they share a vocabulary.")
+    input_dropout: float = probability(0.3, "Dropout on the embedded tokens.")
+    word_dropout: float = probability(0.0, "Chance that a token's embedding is left out whole.")
+    layer_dropout: float = probability(0.3, "Dropout between layers.")
+    output_dropout: float = probability(0.3, "Dropout before the output layer.")
+    locked_dropout: bool = option(True, "One dropout mask for all steps of a sentence (Gal & Ghahramani 2016).")
+    weight_drop: float = probability(0.0, "DropConnect on the recurrent matrices (Merity et al. 2017).")
+
+    def check(self) -> None:
+        """Raises InvalidValueError for widths that exclude each other."""
+        if self.attention == "dot" and self.hidden != 2 * self.encoder_hidden:
+            raise InvalidValueError(
+                f"dot attention needs a decoder twice as wide as one direction of the encoder, not --hidden "
+                f"{self.hidden} and --encoder-hidden {self.encoder_hidden}",
+                "make --hidden twice --encoder-hidden, or use --attention general",
+            )
+
+
+@dataclass(frozen=True)
+class OptimisationSection:
+    """What every training has."""
+
+    epochs: float = option(20.0, "Passes over the training data.", minimum=0.001)
     learning_rate: float = option(0.002, "Peak learning rate of AdamW.", minimum=1e-8)
     final_learning_rate: float = option(0.02, "Learning rate at the end, as a share of the peak.", minimum=0.0)
     warmup_steps: int = option(100, "Steps of linear warm-up before the cosine.", minimum=0)
     weight_decay: float = option(0.01, "Decoupled weight decay.", minimum=0.0)
     clip_norm: float = option(1.0, "Largest norm of the gradient.", minimum=1e-8)
     average_decay: float = probability(0.998, "Decay of the averaged (EMA) weights; 0 turns averaging off.")
-    reset_probability: float = probability(0.0, "Chance that a stream starts a window from a zero state.")
     validation_interval: int = option(250, "Steps between validations.", minimum=1)
-    patience: int = option(0, "Stop after so many validations without a better loss; 0 never stops.", minimum=0)
-    validation_fraction: float = probability(0.1, "Last part of the corpus kept for validation without --valid.")
+    patience: int = option(0, "Stop after so many validations without a better one; 0 never stops.", minimum=0)
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "Arithmetic: auto takes bf16 where the hardware has matrix units for it."
     )
     seed: int = option(1, "Seed of everything random in training.", minimum=0, below=2**63)
 
+    def check(self) -> None:
+        """Nothing excludes another."""
+
 
 @dataclass(frozen=True)
-class Recipe:
-    """A complete training run."""
+class StreamSection(OptimisationSection):
+    """Truncated back-propagation through time over streams of text."""
 
+    batch_size: int = option(64, "Parallel streams of text.", minimum=1)
+    sequence_length: int = option(128, "Steps that gradients flow back through.", minimum=1)
+    reset_probability: float = probability(0.0, "Chance that a stream starts a window from a zero state.")
+    validation_fraction: float = probability(0.1, "Last part of the corpus kept for validation without --valid.")
+
+
+@dataclass(frozen=True)
+class PairSection(OptimisationSection):
+    """Batches of sentence pairs."""
+
+    learning_rate: float = option(0.001, "Peak learning rate of AdamW.", minimum=1e-8)
+    tokenizer: Literal["subword", "word"] = option(
+        "subword", "One byte-level BPE for both sides, or a vocabulary of words for each side."
+    )
+    vocabulary_size: int = option(8000, "Tokens of the vocabulary; of each, for words.", minimum=260)
+    bpe_dropout: float = probability(0.0, "Chance that a merge is left out (Provilkov et al. 2020).")
+    lowercase: bool = option(False, "Put everything in lower case.")
+    batch_tokens: int = option(4096, "Source and target tokens of a batch, padding included.", minimum=16)
+    maximum_length: int = option(100, "Leave out pairs with more tokens on a side.", minimum=1)
+    maximum_ratio: float = option(4.0, "Leave out pairs with so many times more tokens on a side.", minimum=1.0)
+    label_smoothing: float = probability(0.1, "Probability spread over all tokens (Szegedy et al. 2016).")
+    validation_pairs: int = option(1000, "Pairs kept for validation without --valid.", minimum=1)
+    select_by: Literal["bleu", "loss"] = option("bleu", "What the best weights are best at, on the validation pairs.")
+
+
+ModelSection = LanguageModelSection | TranslationSection
+R = TypeVar("R", bound="Recipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete training run. Its subclasses fix the task."""
+
+    task: Task
     title: str = ""
     data: DataRecipe = DataRecipe()
-    model: ModelRecipe = ModelRecipe()
-    training: TrainingRecipe = TrainingRecipe()
+    model: ModelSection
+    training: OptimisationSection
 
     def to_toml(self) -> str:
         """TOML with every field written out."""
@@ -92,23 +163,19 @@ class Recipe:
         return tomli_w.dumps(encode(self))
 
     @classmethod
-    def from_toml(cls, path: Path) -> "Recipe":
-        """Read and check a recipe.
+    def from_toml(cls: type[R], path: Path) -> R:
+        """Read and check a recipe for this task.
 
         Raises:
-            RunError: not TOML, an unknown key or a value of the wrong type.
+            RunError: not TOML, of another task, an unknown key or a value of the wrong type.
             InvalidValueError: a value out of its range.
         """
-        try:
-            recipe = decode(cls, tomllib.loads(path.read_text(encoding="utf-8")), strict=True)
-        except OSError as error:
-            raise RunError(f"cannot read the recipe {path}: {error.strerror}", "check the path") from error
-        except (SchemaError, ValueError) as error:
-            raise RunError(f"recipe {path}: {error}", "correct the recipe") from error
-        recipe.check()
+        recipe = read_recipe(path)
+        if not isinstance(recipe, cls):
+            raise RunError(f"recipe {path} is for {recipe.task}", f"use rnn-edge train {_COMMANDS[recipe.task]}")
         return recipe
 
-    def override(self, values: dict[str, Any]) -> "Recipe":
+    def override(self: R, values: dict[str, Any]) -> R:
         """A copy in which model and training fields of these names have these values; None leaves a field alone."""
         given = {name: value for name, value in values.items() if value is not None}
         sections: dict[str, Any] = {}
@@ -141,12 +208,50 @@ class Recipe:
                     raise InvalidValueError(f"{flag} is {value}", f"use a value below {below:g}")
                 if isinstance(value, float) and value == float("inf"):
                     raise InvalidValueError(f"{flag} is infinite", "use a finite value")
-        if self.model.tie_weights and self.model.embedding != self.model.hidden:
-            raise InvalidValueError(
-                f"tied weights need equal widths, not --embedding {self.model.embedding} "
-                f"and --hidden {self.model.hidden}",
-                "make the two equal, or leave --tie-weights out",
-            )
+            section.check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelRecipe(Recipe):
+    """A language model from one text."""
+
+    task: Literal["language-model"] = "language-model"
+    model: LanguageModelSection = LanguageModelSection()
+    training: StreamSection = StreamSection()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationRecipe(Recipe):
+    """A translator from sentence pairs."""
+
+    task: Literal["translation"] = "translation"
+    model: TranslationSection = TranslationSection()
+    training: PairSection = PairSection()
+
+
+_COMMANDS: dict[str, str] = {"language-model": "lm", "translation": "translation"}
+_RECIPES: dict[str, type[Recipe]] = {"language-model": LanguageModelRecipe, "translation": TranslationRecipe}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe of any task; without the key ``task`` it is a language model's.
+
+    Raises:
+        RunError: not TOML, an unknown key or a value of the wrong type.
+        InvalidValueError: a value out of its range.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        task = content.get("task", "language-model")
+        if task not in _RECIPES:
+            raise SchemaError(f"task is {task!r}, not one of {', '.join(_RECIPES)}")
+        recipe = decode(_RECIPES[task], content, strict=True)
+    except OSError as error:
+        raise RunError(f"cannot read the recipe {path}: {error.strerror}", "check the path") from error
+    except (SchemaError, ValueError) as error:
+        raise RunError(f"recipe {path}: {error}", "correct the recipe") from error
+    recipe.check()
+    return recipe
 
 
 def flag_name(name: str) -> str:

@@ -1,16 +1,21 @@
 """The folder of a training run: recipe, tokenizer, checkpoints, metrics."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from rnn_edge.errors import RnnEdgeError, RunError
 from rnn_edge.files import check_output
 from rnn_edge.manifest import Metric
-from rnn_edge_export.checkpoint import Best, load_checkpoint, restore_module
-from rnn_edge_export.modules import RecurrentLanguageModel
-from rnn_edge_export.recipe import Recipe
+from rnn_edge.schema import SchemaError, decode
+from rnn_edge.tokenizer import Tokenizer
+from rnn_edge_export.checkpoint import Best, load_checkpoint
+from rnn_edge_export.recipe import Recipe, read_recipe
 
-RECIPE, TOKENIZER, METRICS = "recipe.toml", "tokenizer.json", "metrics.jsonl"
+RECIPE, METRICS = "recipe.toml", "metrics.jsonl"
+TOKENIZER, SOURCE_TOKENIZER = "tokenizer.json", "source_tokenizer.json"
 LAST, BEST = "last.safetensors", "best.safetensors"
 
 
@@ -27,36 +32,47 @@ def start_run(directory: Path, *, force: bool) -> None:
     check_output(directory, force=force, folder=True)
 
 
-def load_best(directory: Path) -> tuple[RecurrentLanguageModel, Recipe]:
-    """A run's best weights as a model on the CPU, and its recipe.
+@dataclass(frozen=True)
+class RunContent:
+    """A run's recipe, the tensors of its best weights, and their scores; no scores for an unfinished run."""
+
+    recipe: Recipe
+    tensors: dict[str, Tensor]
+    scores: tuple[Metric, ...]
+
+
+def load_run(directory: Path) -> RunContent:
+    """Read a run.
 
     Raises:
         RunError: no run, or a run without a checkpoint.
     """
     if not (directory / RECIPE).is_file():
         raise RunError(f"{directory} is not a training run", "give the folder that rnn-edge train wrote with -o")
-    recipe = Recipe.from_toml(directory / RECIPE)
-    tensors, best = load_checkpoint(directory / BEST, Best)
-    model = RecurrentLanguageModel(recipe.model, best.vocabulary_size)
-    restore_module("model", model, tensors)
-    return model.requires_grad_(False).eval(), recipe
+    recipe = read_recipe(directory / RECIPE)
+    tensors, _ = load_checkpoint(directory / BEST, Best)
+    return RunContent(recipe, tensors, _read_scores(directory / METRICS))
 
 
-def read_scores(metrics: Path, recipe: Recipe) -> tuple[Metric, ...]:
-    """The scores of a finished run's best weights, as a manifest records them; none for an unfinished run."""
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A run's tokenizer.
+
+    Raises:
+        RunError: it is missing.
+    """
+    try:
+        return Tokenizer(path.read_bytes(), str(path))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}", "train again") from error
+
+
+def _read_scores(metrics: Path) -> tuple[Metric, ...]:
     content = metrics.read_bytes() if metrics.is_file() else b""
     try:
         # What follows the last line end was cut off in the middle; a resumed run writes it again.
         records = [json.loads(line) for line in content.split(b"\n")[:-1]]
         finished = [record for record in records if record["kind"] == "finished"]
-    except (ValueError, KeyError, TypeError) as error:
+        scores = finished[-1]["scores"] if finished else []
+        return tuple(decode(Metric, score, strict=False) for score in scores)
+    except (SchemaError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{metrics} is damaged: {error}", "go on with --resume, which cuts it back") from error
-    if not finished:
-        return ()
-    last, data = finished[-1], recipe.data.title
-    split = last["valid_source"]
-    carried = Metric("loss", last["carried"], "nats per token", data, split, "state carried from a zero start")
-    if last["cold"] is None:
-        return (carried,)
-    cold = Metric("loss", last["cold"], "nats per token", data, split, "consecutive blocks of 256 from a zero state")
-    return carried, cold

@@ -1,4 +1,4 @@
-"""Training by truncated back-propagation through time. Yields events; printing is elsewhere."""
+"""The training loop, whatever is trained: steps, validation, checkpoints, exact resume. Yields events; prints nothing."""
 
 import copy
 import json
@@ -8,16 +8,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnn_edge.errors import RunError
 from rnn_edge.files import raise_cannot_write, write_bytes, write_text
-from rnn_edge.sampling import Sampler, SamplingOptions
+from rnn_edge.manifest import Metric
 from rnn_edge_export.checkpoint import (
     Best,
     Progress,
@@ -28,16 +26,67 @@ from rnn_edge_export.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from rnn_edge_export.data import Corpus, windows, windows_per_epoch
 from rnn_edge_export.hardware import autocast, resolve_device, resolve_precision
-from rnn_edge_export.modules import RecurrentLanguageModel, State, detach, parameter_count
+from rnn_edge_export.layers import parameter_count
 from rnn_edge_export.optimisation import learning_rate, make_optimizer
 from rnn_edge_export.recipe import Recipe
-from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE, TOKENIZER, load_best
-from rnn_edge_export.scoring import carried_loss, cold_block_loss
+from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE
 
 _LOG_INTERVAL = 10
-_SAMPLE_TOKENS = 200
+
+BatchT = TypeVar("BatchT")
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What validation found: nats per token, something that the model wrote, and BLEU where that means something.
+
+    Of two evaluations the one with the lower ``objective`` is better.
+    """
+
+    loss: float
+    sample: str
+    objective: float
+    bleu: float | None = None
+
+
+class Task(Protocol[BatchT, ModelT]):
+    """What is trained: data, network and scores. ``Trainer`` does everything else.
+
+    Whatever is random in batches is a function of seed and epoch; whatever is random in ``loss`` comes from PyTorch's
+    generator. So a resumed run goes on as if it had never stopped.
+    """
+
+    recipe: Recipe
+    steps_per_epoch: int  # about, where batches are drawn anew each epoch
+
+    def describe(self) -> list[str]:
+        """Network and data, for people."""
+
+    def new_model(self) -> ModelT:
+        """The untrained network, from PyTorch's generator."""
+
+    def files(self) -> dict[str, bytes]:
+        """What else belongs into the run's folder: tokenizers."""
+
+    def batches(self, epoch: int, done: int) -> Iterator[BatchT]:
+        """The batches of an epoch after the first ``done``."""
+
+    def loss(self, model: ModelT, batch: BatchT, device: torch.device) -> tuple[Tensor, int]:
+        """Mean loss of a batch in nats per token, and its tokens."""
+
+    def evaluate(self, model: ModelT, step: int) -> Evaluation:
+        """Score the averaged weights on the validation data."""
+
+    def scores(self, model: ModelT) -> tuple[Metric, ...]:
+        """The exact scores of the best weights, on the CPU, for the manifest."""
+
+    def carried(self) -> dict[str, Tensor]:
+        """What is carried from batch to batch."""
+
+    def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        """Set what is carried; a KeyError names what is missing."""
 
 
 @dataclass(frozen=True)
@@ -56,63 +105,60 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class ValidationEvent:
-    """Loss of the averaged weights on the validation text, and a sample that they wrote."""
+    """Scores of the averaged weights on the validation data, and a sample that they wrote."""
 
     step: int
     loss: float
     best: bool
     sample: str
+    bleu: float | None = None
     recorded: bool = True
 
 
 @dataclass(frozen=True)
 class FinishedEvent:
-    """The end of a run. ``carried`` and ``cold`` score the best weights exactly; None after an interrupt."""
+    """The end of a run. ``scores`` are those of the best weights, exactly; none after an interrupt."""
 
     reason: Literal["complete", "early-stop", "interrupt"]
     step: int
     best_step: int
-    best_loss: float | None
-    carried: float | None = None
-    cold: float | None = None
-    valid_source: str = ""
+    scores: tuple[Metric, ...] = ()
 
 
 TrainingEvent = StepEvent | ValidationEvent | FinishedEvent
 
 
-class Trainer:
+class Trainer(Generic[BatchT, ModelT]):
     """One run in one folder: train, validate, checkpoint, and resume to the same losses.
 
     Set ``interrupted`` (from a signal handler, say) to end after the current step with everything saved.
     """
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, directory: Path, device: str, *, resume: bool) -> None:
-        self.recipe, self.corpus, self.directory = recipe, corpus, directory
+    def __init__(self, task: Task[BatchT, ModelT], directory: Path, device: str, *, resume: bool) -> None:
+        self.task, self.recipe, self.directory = task, task.recipe, directory
         self.interrupted = False
         self.scoring = False  # everything is trained and saved; only the scores of the best weights are missing
+        training = self.recipe.training
         self.device = resolve_device(device)
-        self.precision = resolve_precision(recipe.training.precision, self.device)
-        training = recipe.training
+        self.precision = resolve_precision(training.precision, self.device)
         torch.manual_seed(training.seed)
-        model = RecurrentLanguageModel(recipe.model, corpus.tokenizer.vocabulary_size)
+        model = task.new_model()
         self.parameters = parameter_count(model)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, training)
-        self.state = self.model.zero_state(training.batch_size)
         self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.windows_per_epoch = windows_per_epoch(len(corpus.train), training.batch_size, training.sequence_length)
-        self.total_steps = max(1, round(self.windows_per_epoch * training.epochs))
+        self.total_steps = max(1, round(task.steps_per_epoch * training.epochs))
         self._metrics = directory / METRICS
         if resume:
             self._restore()
         else:
             for stale in (LAST, BEST):  # of a run that is replaced
                 (directory / stale).unlink(missing_ok=True)
-            write_text(directory / RECIPE, recipe.to_toml())
-            write_bytes(directory / TOKENIZER, corpus.tokenizer.content)
+            write_text(directory / RECIPE, self.recipe.to_toml())
+            for name, content in task.files().items():
+                write_bytes(directory / name, content)
             write_bytes(self._metrics, b"")
 
     def run(self) -> Iterator[TrainingEvent]:
@@ -122,28 +168,34 @@ class Trainer:
             RunError: the loss is not a number any more; the last good checkpoint stays.
         """
         training = self.recipe.training
-        clock, clock_step = time.perf_counter(), self.progress.step
+        clock = began = time.perf_counter()
+        tokens = done = 0
         reason: Literal["complete", "early-stop", "interrupt"] = "complete"
-        for inputs, targets in self._remaining_windows():
-            loss, norm = self._step(inputs, targets)
+        for batch in self._remaining_batches():
+            loss, norm, count = self._step(batch)
             self._loss_sum += loss
+            tokens += count
+            done += 1
             step = self.progress.step
             if step % _LOG_INTERVAL == 0 or step == self.total_steps:
                 now = time.perf_counter()
-                rate = (step - clock_step) * targets.numel() / (now - clock)
-                clock, clock_step = now, step
-                yield self._log_step(norm, rate, seconds_left=(self.total_steps - step) * targets.numel() / rate)
+                # Batches differ in size: what is left is told from all steps so far, the speed from the last ones.
+                left = (now - began) / done * (self.total_steps - step)
+                yield self._log_step(norm, tokens / (now - clock), left)
+                clock, tokens = now, 0
             if step % training.validation_interval == 0 or step == self.total_steps:
                 pause = time.perf_counter()
                 yield self._validate()
                 self._save()
-                clock += time.perf_counter() - pause  # tokens/s are of training alone
+                pause = time.perf_counter() - pause
+                clock, began = clock + pause, began + pause  # tokens/s are of training alone
                 if self._is_stale():
                     reason = "early-stop"
                     break
             if self.interrupted and step < self.total_steps:
                 self._save()
-                yield self._evaluate(recorded=False)
+                found = self._evaluate()
+                yield ValidationEvent(step, found.loss, False, found.sample, found.bleu, recorded=False)
                 reason = "interrupt"
                 break
         if reason == "complete" and self._is_stale():  # resumed after it had stopped
@@ -159,7 +211,7 @@ class Trainer:
         event = StepEvent(
             step=step,
             total_steps=self.total_steps,
-            epoch=step / self.windows_per_epoch,
+            epoch=step / self.task.steps_per_epoch,
             loss=self._finite(self._loss_sum.item() / (step - self.progress.logged_step)),
             gradient_norm=norm.item(),
             learning_rate=learning_rate(step - 1, self.total_steps, self.recipe.training),
@@ -171,40 +223,23 @@ class Trainer:
         self._record("train", event)
         return event
 
-    def _remaining_windows(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows from where the run stands; advances ``progress`` past each one before it is trained on."""
-        training = self.recipe.training
+    def _remaining_batches(self) -> Iterator[BatchT]:
+        """Batches from where the run stands; advances ``progress`` past each one before it is trained on."""
         while self.progress.step < self.total_steps and not self._is_stale():
-            epoch, done = self.progress.epoch, self.progress.window
-            # The offset depends on seed and epoch alone, so that a resumed run reads the same windows.
-            offset = int(np.random.default_rng((training.seed, epoch)).integers(len(self.corpus.train)))
-            if done == 0:
-                self.state = self.model.zero_state(training.batch_size)
-            batches = windows(self.corpus.train, training.batch_size, training.sequence_length, offset)
-            for index, (inputs, targets) in enumerate(batches):
-                if index < done:
-                    continue
-                last = index + 1 == self.windows_per_epoch
-                self.progress = replace(
-                    self.progress,
-                    step=self.progress.step + 1,
-                    epoch=epoch + last,
-                    window=0 if last else index + 1,
-                )
-                yield inputs.to(self.device), targets.to(self.device)
+            epoch, done = self.progress.epoch, self.progress.batch
+            for index, batch in enumerate(self.task.batches(epoch, done), done + 1):
+                self.progress = replace(self.progress, step=self.progress.step + 1, batch=index)
+                yield batch
                 if self.progress.step >= self.total_steps:
                     return
+            self.progress = replace(self.progress, epoch=epoch + 1, batch=0)
 
-    def _step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """One window of truncated back-propagation: inputs, targets [T, B] → its mean loss and gradient norm."""
+    def _step(self, batch: BatchT) -> tuple[Tensor, Tensor, int]:
+        """Train on one batch → its mean loss, gradient norm and tokens."""
         training = self.recipe.training
         self.model.train()
-        if training.reset_probability > 0:
-            self.state = self._reset_some(self.state, training.reset_probability)
         with autocast(self.device, self.precision):
-            logits, self.state = self.model(inputs, self.state)
-        self.state = detach(self.state)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            loss, tokens = self.task.loss(self.model, batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
@@ -212,11 +247,7 @@ class Trainer:
             group["lr"] = learning_rate(self.progress.step - 1, self.total_steps, training)
         self.optimizer.step()
         self._update_average(training.average_decay)
-        return loss.detach(), norm
-
-    def _reset_some(self, state: State, chance: float) -> State:
-        keep = (torch.rand(self.recipe.training.batch_size, 1) >= chance).to(self.device)
-        return [tuple(tensor * keep.to(tensor.dtype) for tensor in layer) for layer in state]
+        return loss.detach(), norm, tokens
 
     @torch.no_grad()
     def _update_average(self, decay: float) -> None:
@@ -225,37 +256,33 @@ class Trainer:
         for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(parameter, 1 - decay)
 
-    def _evaluate(self, *, recorded: bool) -> ValidationEvent:
-        length = len(self.corpus.valid)
-        # Parallel streams are faster, and each one's zero start costs little where it is long.
-        streams = max(1, min(16, (length - 1) // 100), min(256, length // 10_000))
+    def _evaluate(self) -> Evaluation:
         with autocast(self.device, self.precision):
-            loss = carried_loss(self.average, self.corpus.valid, streams)
-        best = self.progress.best_loss is None or loss < self.progress.best_loss
-        sample = write_sample(self.average, self.corpus, seed=self.progress.step)
-        return ValidationEvent(self.progress.step, loss, best, sample, recorded)
+            return self.task.evaluate(self.average, self.progress.step)
 
     def _validate(self) -> ValidationEvent:
-        event = self._evaluate(recorded=True)
-        self._finite(event.loss)
-        if event.best:
-            self.progress = replace(self.progress, best_loss=event.loss, best_step=event.step, bad_validations=0)
-            best = Best(event.step, event.loss, self.corpus.tokenizer.vocabulary_size, self.parameters)
-            save_checkpoint(self.directory / BEST, module_tensors("model", self.average), best)
+        found, step = self._evaluate(), self.progress.step
+        self._finite(found.loss)
+        best = self.progress.best is None or found.objective < self.progress.best
+        if best:
+            self.progress = replace(self.progress, best=found.objective, best_step=step, bad_validations=0)
+            description = Best(step, found.loss, found.bleu, self.parameters)
+            save_checkpoint(self.directory / BEST, module_tensors("model", self.average), description)
         else:
             self.progress = replace(self.progress, bad_validations=self.progress.bad_validations + 1)
+        event = ValidationEvent(step, found.loss, best, found.sample, found.bleu)
         self._record("validation", event)
         return event
 
     def _finish(self, reason: Literal["complete", "early-stop", "interrupt"]) -> FinishedEvent:
-        event = FinishedEvent(reason, self.progress.step, self.progress.best_step, self.progress.best_loss)
+        event = FinishedEvent(reason, self.progress.step, self.progress.best_step)
         if reason == "interrupt":
             return event
         self.scoring = True
-        model, _ = load_best(self.directory)
-        event = replace(event, carried=carried_loss(model, self.corpus.valid), valid_source=self.corpus.valid_source)
-        if len(self.corpus.valid) > 256:
-            event = replace(event, cold=cold_block_loss(model, self.corpus.valid))
+        tensors, _ = load_checkpoint(self.directory / BEST, Best)
+        model = self.task.new_model()
+        restore_module("model", model, tensors)
+        event = replace(event, scores=self.task.scores(model.requires_grad_(False).eval()))
         self._record("finished", event)
         return event
 
@@ -297,9 +324,7 @@ class Trainer:
             **optimizer_tensors(self.optimizer),
             "random": torch.get_rng_state(),
         }
-        names = self.model.state_names()
-        flat = [tensor for layer in self.state for tensor in layer]
-        tensors.update({f"state.{name}": tensor for name, tensor in zip(names, flat, strict=True)})
+        tensors.update({f"state.{name}": tensor for name, tensor in self.task.carried().items()})
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state()
         save_checkpoint(self.directory / LAST, tensors, self.progress)
@@ -310,29 +335,14 @@ class Trainer:
         restore_module("model", self.model, tensors)
         restore_module("average", self.average, tensors)
         restore_optimizer(self.optimizer, tensors)
-        missing = {"random", *(f"state.{name}" for name in self.model.state_names())}.difference(tensors)
-        if missing:
-            raise RunError(
-                f"{self.directory / LAST} has no tensor {min(missing)}", "train again, or copy the run again"
-            )
-        flat = iter(tensors[f"state.{name}"].to(self.device) for name in self.model.state_names())
-        self.state = [tuple(next(flat) for _ in layer) for layer in self.state]
-        torch.set_rng_state(tensors["random"])
+        carried = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("state.")}
+        try:
+            self.task.restore(carried, self.device)
+            torch.set_rng_state(tensors["random"])
+        except KeyError as error:
+            path = self.directory / LAST
+            raise RunError(f"{path} has no tensor {error}", "train again, or copy the run again") from error
         if self.device.type == "cuda" and "random_cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random_cuda"])
         written = self._metrics.read_bytes() if self._metrics.is_file() else b""
         write_bytes(self._metrics, written[: self.progress.metrics_bytes])
-
-
-@torch.no_grad()
-def write_sample(model: RecurrentLanguageModel, corpus: Corpus, *, seed: int) -> str:
-    """Some text by the model. Its noise is keyed by ``seed``, so it never disturbs the training's random numbers."""
-    sampler = Sampler(SamplingOptions(temperature=0.8), corpus.tokenizer.vocabulary_size, seed=seed)
-    device = model.output.weight.device
-    token, state = int(corpus.valid[0]), model.zero_state(1)
-    ids: list[int] = []
-    for _ in range(_SAMPLE_TOKENS):
-        logits, state = model(torch.tensor([[token]], device=device), state)
-        token = sampler.choose(logits[0, 0].float().cpu().numpy())
-        ids.append(token)
-    return corpus.tokenizer.decode(ids)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rnn_edge.manifest import Lowering
-from rnn_edge_export.data import load_corpus
+from rnn_edge_export.language_model.data import load_corpus
 from rnn_edge_export.onnx_export import export_bundle, load_source
 from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
 from rnn_edge_export.training import Trainer

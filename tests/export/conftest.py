@@ -19,7 +19,7 @@ from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingReci
 
 if TYPE_CHECKING:
     from rnn_edge.bundle import Bundle
-    from rnn_edge_export.modules import RecurrentLanguageModel
+    from rnn_edge_export.language_model.modules import RecurrentLanguageModel
     from rnn_edge_export.onnx_export import Source
     from rnn_edge_export.training import Trainer
 
@@ -146,7 +146,7 @@ def make_trainer(tmp_path: Path, text: str) -> MakeTrainer:
     def make(
         name: str | None = None, *, resume: bool = False, corpus: str = text[:3000], model: Any = None, **changes: Any
     ) -> "Trainer":
-        from rnn_edge_export.data import load_corpus
+        from rnn_edge_export.language_model.data import load_corpus
         from rnn_edge_export.training import Trainer
 
         directory = tmp_path / (name or f"run{next(count)}")
@@ -173,7 +173,7 @@ def make_source() -> Callable[..., "Source"]:
     def make(cell: Cell, layers: int, tied: bool, hidden: int = 8) -> "Source":
         import torch
 
-        from rnn_edge_export.modules import RecurrentLanguageModel
+        from rnn_edge_export.language_model.modules import RecurrentLanguageModel
         from rnn_edge_export.onnx_export import Source
 
         recipe = Recipe(

@@ -10,9 +10,9 @@ from typing import Literal
 import pytest
 import torch
 
-from rnn_edge_export.data import load_corpus
+from rnn_edge_export.language_model.data import load_corpus
 from rnn_edge_export.hardware import resolve_device, resolve_precision
-from rnn_edge_export.modules import RecurrentLanguageModel
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.onnx_export import export_bundle, load_source
 from rnn_edge_export.recipe import ModelRecipe, Recipe, TrainingRecipe
 from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rnn_edge.errors import DataError, InvalidValueError
-from rnn_edge_export.data import load_corpus, read_text, windows, windows_per_epoch
+from rnn_edge_export.language_model.data import load_corpus, read_text, windows, windows_per_epoch
 from rnn_edge_export.recipe import TrainingRecipe
 
 _SMALL = TrainingRecipe(batch_size=2, sequence_length=4)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_edge.manifest import Cell
-from rnn_edge_export.modules import RecurrentLanguageModel, State, parameter_count
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, parameter_count
 from rnn_edge_export.recipe import ModelRecipe
 
 CELLS: tuple[Cell, ...] = get_args(Cell)

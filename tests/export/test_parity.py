@@ -15,9 +15,9 @@ from onnx import numpy_helper
 
 from rnn_edge.errors import ParityError
 from rnn_edge_export import onnx_export, steps
-from rnn_edge_export.modules import RecurrentLanguageModel
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.onnx_export import Source, export_bundle
-from rnn_edge_export.parity import BATCHES, STEPS, check_parity
+from rnn_edge_export.language_model.parity import BATCHES, STEPS, check_parity
 from tests.export.conftest import contents
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rnn_edge_export import scoring
-from rnn_edge_export.modules import RecurrentLanguageModel
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.recipe import ModelRecipe
-from rnn_edge_export.scoring import carried_loss, cold_block_loss
+from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
 
 _TOKENS = torch.randint(9, (2307,), generator=torch.Generator().manual_seed(3))
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from rnn_edge.manifest import Cell, Lowering
 from rnn_edge.state import State
 from rnn_edge.stepper import StepGraph, graph_metadata
-from rnn_edge_export.modules import State as ModelState
+from rnn_edge_export.language_model.modules import State as ModelState
 from rnn_edge_export.onnx_export import export_graph
-from rnn_edge_export.steps import ALLOWED_OPERATORS
+from rnn_edge_export.language_model.steps import ALLOWED_OPERATORS
 
 if TYPE_CHECKING:
     from tests.export.conftest import Export, Exported

@@ -12,11 +12,11 @@ import torch
 
 from rnn_edge.errors import DeviceError
 from rnn_edge_export.hardware import resolve_device, resolve_precision
-from rnn_edge_export.modules import RecurrentLanguageModel
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.optimisation import learning_rate, make_optimizer
 from rnn_edge_export.recipe import ModelRecipe, TrainingRecipe
 from rnn_edge_export.run import load_best
-from rnn_edge_export.scoring import carried_loss, cold_block_loss
+from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
 from rnn_edge_export.training import FinishedEvent, Trainer, ValidationEvent, write_sample
 
 if TYPE_CHECKING:

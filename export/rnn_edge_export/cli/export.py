@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rnn_edge.errors import InvalidValueError
 from rnn_edge_export.cli import workstation
+
+if TYPE_CHECKING:
+    from rnn_edge_export.language_model.export import LanguageModelSource
+    from rnn_edge_export.translation.export import TranslationSource
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -23,22 +27,38 @@ def export(
 ) -> None:
     """Export a run as a verified bundle.
 
-    Writes a stepwise ONNX graph with explicit state, its tokenizer, model card and manifest. Nothing is written unless
-    the graph computes what PyTorch computes.
+    Writes stepwise ONNX graphs with explicit state, tokenizer, model card and manifest. Nothing is written unless the
+    graphs compute what PyTorch computes.
     """
     if lowering not in ("operator", "cell"):
         raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")
     with workstation():
         from rnn_edge.render import show_checks
-        from rnn_edge_export.data import read_text
-        from rnn_edge_export.onnx_export import export_bundle, load_source
+        from rnn_edge_export.files import read_text
+        from rnn_edge_export.onnx_export import export_bundle
 
-        source = load_source(run)
+        source = _load(run)
         if notes:
             source = replace(source, notes=read_text(notes, "utf-8")[0])
         title = name or output.resolve().name
         bundle, checks = export_bundle(source, output, name=title, lowering=lowering, force=force)  # type: ignore[arg-type]
     show_checks([(check.name, f"{check.difference:.1e}", f"{check.tolerance:.0e}") for check in checks])
+    command = "translate" if bundle.manifest.task == "translation" else "generate"
     typer.echo(
-        f"{output}: {bundle.size / 1e6:.1f} MB, verified against PyTorch; try: rnn-edge generate {output}", err=True
+        f"{output}: {bundle.size / 1e6:.1f} MB, verified against PyTorch; try: rnn-edge {command} {output}", err=True
     )
+
+
+def _load(run: Path) -> "LanguageModelSource | TranslationSource":
+    from rnn_edge_export.recipe import LanguageModelRecipe, TranslationRecipe
+    from rnn_edge_export.run import load_run
+
+    content = load_run(run)
+    if isinstance(content.recipe, TranslationRecipe):
+        from rnn_edge_export.translation.export import load_source as load_translation
+
+        return load_translation(run, content, content.recipe)
+    from rnn_edge_export.language_model.export import load_source
+
+    assert isinstance(content.recipe, LanguageModelRecipe)
+    return load_source(run, content, content.recipe)

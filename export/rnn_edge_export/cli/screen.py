@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +21,7 @@ _LINE_INTERVAL = 100  # steps between lines where there is no terminal to redraw
 class TrainingScreen:
     """Shows the events of a trainer. On a pipe or a dumb terminal it writes plain lines."""
 
-    def __init__(self, trainer: Trainer, console: Console | None = None) -> None:
+    def __init__(self, trainer: Trainer[Any, Any], console: Console | None = None) -> None:
         self._console = console or render.console(stderr=True)
         self._trainer = trainer
         self._bar = Progress(
@@ -37,15 +37,10 @@ class TrainingScreen:
         self._task = self._bar.add_task("train", total=trainer.total_steps, epoch=0.0, figures="")
 
     def __enter__(self) -> TrainingScreen:
-        trainer, model, data = self._trainer, self._trainer.recipe.model, self._trainer.corpus
-        self._print(
-            f"{model.cell.upper()} {model.layers} × {model.hidden}, embedding {model.embedding}: "
-            f"{trainer.parameters:,} parameters, vocabulary {data.tokenizer.vocabulary_size}"
-        )
-        self._print(
-            f"{len(data.train):,} training tokens; "
-            f"validation on {escape(data.valid_source)} ({len(data.valid):,} tokens)"
-        )
+        trainer = self._trainer
+        for line in trainer.task.describe():
+            self._print(escape(line))
+        self._print(f"{trainer.parameters:,} parameters")
         where = f"{trainer.device.type} in {trainer.precision}"
         self._print(f"{trainer.total_steps:,} steps on {where}; run in {escape(str(trainer.directory))}")
         if trainer.progress.step:
@@ -89,7 +84,8 @@ class TrainingScreen:
         mark = "best so far" if event.best else ""
         if not event.recorded:
             mark = "interrupted, not recorded"
-        self._print(f"[bold]step {event.step:,}[/]  validation {_loss(event.loss, 4)}  [green]{mark}[/]")
+        bleu = f"  BLEU {event.bleu:.2f}" if event.bleu is not None else ""
+        self._print(f"[bold]step {event.step:,}[/]  validation {_loss(event.loss, 4)}{bleu}  [green]{mark}[/]")
         lines = [line for line in event.sample.splitlines() if line.strip()][:4]
         for line in lines:
             self._print(f"  [dim]{escape(render.visible(line))}[/]")
@@ -98,12 +94,9 @@ class TrainingScreen:
         if event.reason == "interrupt":
             return
         why = "stopped early" if event.reason == "early-stop" else "finished"
-        scores = [f"{event.carried:.4f} nats per token with the state carried" if event.carried is not None else ""]
-        scores += [f"{event.cold:.4f} on cold blocks of 256" if event.cold is not None else ""]
-        self._print(
-            f"{why} at step {event.step:,}; best weights from step {event.best_step:,}: "
-            f"{', '.join(filter(None, scores))}"
-        )
+        self._print(f"{why} at step {event.step:,}; best weights from step {event.best_step:,}:")
+        for score in event.scores:
+            self._print(f"  {score.name} {score.value:.4f} {escape(score.unit)} on {escape(score.split)}: {escape(score.method)}")
 
 
 def _loss(nats: float, digits: int) -> str:

@@ -1,6 +1,5 @@
 """From a text file to token streams for training, and to the windows that validation reads."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnn_edge.errors import DataError, InvalidValueError
+from rnn_edge.errors import DataError
 from rnn_edge.tokenizer import Tokenizer, character_tokenizer
-from rnn_edge_export.recipe import TrainingRecipe
+from rnn_edge_export.files import read_text
+from rnn_edge_export.recipe import StreamSection
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Corpus:
     valid_source: str
 
 
-def load_corpus(path: Path, valid: Path | None, training: TrainingRecipe, encoding: str = "utf-8") -> Corpus:
+def load_corpus(path: Path, valid: Path | None, training: StreamSection, encoding: str = "utf-8") -> Corpus:
     """Read, split and tokenise. The vocabulary is every character of all text given.
 
     Raises:
@@ -62,33 +62,6 @@ def load_corpus(path: Path, valid: Path | None, training: TrainingRecipe, encodi
             "give more text with --valid, or raise --validation-fraction",
         )
     return corpus
-
-
-def read_text(path: Path, encoding: str) -> tuple[str, str]:
-    """A text file, line ends untouched, and the SHA-256 of its bytes.
-
-    Raises:
-        DataError: missing, a folder, empty, or not text in ``encoding``; the byte offset is named.
-    """
-    try:
-        content = path.read_bytes()
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder", "give one text file") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
-    if not content:
-        raise DataError(f"{path} is empty", "give a text file with some text in it")
-    try:
-        return content.decode(encoding), hashlib.sha256(content).hexdigest()
-    except LookupError as error:
-        raise InvalidValueError(f"--encoding {encoding} is unknown", "use a name like utf-8 or latin-1") from error
-    except UnicodeDecodeError as error:  # before its base class, which codecs that are not for files raise
-        raise DataError(
-            f"{path} is not {encoding}: byte {error.start} is 0x{content[error.start]:02x}",
-            "convert the file, or name its encoding with --encoding (for example latin-1)",
-        ) from error
-    except UnicodeError as error:
-        raise DataError(f"{path} is not {encoding}: {error}", "name its encoding with --encoding") from error
 
 
 def windows(tokens: Tensor, batch: int, length: int, offset: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

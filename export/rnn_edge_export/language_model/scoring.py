@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnn_edge_export.data import windows
-from rnn_edge_export.modules import RecurrentLanguageModel
+from rnn_edge_export.language_model.data import windows
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 
 _WINDOW = 1000
 _BLOCKS_AT_ONCE = 64

@@ -1,7 +1,7 @@
-"""One time step as a module with flat state inputs and outputs, in both lowerings.
+"""How recurrent layers become ONNX: one step in both lowerings, and whole sequences in both directions.
 
-Symbols in shape comments: B streams, V vocabulary, E embedding, D input of a layer, H hidden, G gates per cell.
-Weights are folded, reordered and transposed here, once, so that the graph holds nothing but the step.
+Symbols in shape comments: B streams, S source steps, D input of a layer, H hidden, G gates per cell.
+Weights are folded, reordered and transposed here, once, so that the graph holds nothing but the computation.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,45 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from rnn_edge.manifest import Cell, Lowering
-from rnn_edge_export.modules import RecurrentLanguageModel
 
 # PyTorch's gate order → ONNX's: LSTM i, f, g, o → i, o, f, c; GRU r, z, n → z, r, h.
 _ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 
 # What each lowering may use, all of the standard domain: onnx.checker accepts unknown operators of other domains.
-ALLOWED_OPERATORS: dict[Lowering, frozenset[str]] = {
-    "operator": frozenset({"Gather", "Unsqueeze", "Squeeze", "LSTM", "GRU", "RNN", "MatMul", "Add"}),
-    "cell": frozenset({"Gather", "Concat", "MatMul", "Add", "Sub", "Mul", "Sigmoid", "Tanh", "Split"}),
+LAYER_OPERATORS: dict[Lowering, frozenset[str]] = {
+    "operator": frozenset({"Unsqueeze", "Squeeze", "LSTM", "GRU", "RNN"}),
+    "cell": frozenset({"Concat", "MatMul", "Add", "Sub", "Mul", "Sigmoid", "Tanh", "Split"}),
 }
 
 
-def make_step(model: RecurrentLanguageModel, lowering: Lowering) -> "Step":
-    """The step of a trained model."""
-    layers = [_LAYERS[lowering, model.recipe.cell](cast(nn.RNNBase, layer)) for layer in model.layers]
-    return Step(model, layers)
-
-
-class Step(nn.Module):
-    """token int64 [B], state tensors [B, H] in flat order → logits [B, V], next state in the same order."""
-
-    def __init__(self, model: RecurrentLanguageModel, layers: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.tensors_per_layer = len(model.state_names()) // len(layers)
-        self.embedding = nn.Buffer(model.embedding.weight.detach().clone())  # [V, E]
-        # x @ W + b rather than a linear layer: Gemm is not what the quantisers look for.
-        self.output_weight = nn.Buffer(model.output.weight.detach().t().contiguous())  # [H, V]
-        self.output_bias = nn.Buffer(model.output.bias.detach().clone())
-
-    def forward(self, token: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        x = torch.nn.functional.embedding(token, self.embedding)  # [B, E]
-        next_state: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            start = index * self.tensors_per_layer
-            new = layer(x, *state[start : start + self.tensors_per_layer])
-            x = new[0]  # [B, H]
-            next_state.extend(new)
-        return x @ self.output_weight + self.output_bias, *next_state
+def lower(layer: nn.Module, lowering: Lowering, cell: Cell) -> nn.Module:
+    """A trained layer as a module of one step: x [B, D], state [B, H]… → next state, whose first tensor is h."""
+    return _LAYERS[lowering, cell](cast(nn.RNNBase, layer))
 
 
 class OperatorLayer(nn.Module):
@@ -65,12 +40,8 @@ class OperatorLayer(nn.Module):
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
         self.hidden = layer.hidden_size
-        order = _ONNX_GATES[layer.mode.split("_")[0].lower()]
-        weights = {name: parameter.detach() for name, parameter in layer.named_parameters()}
-        self.w = nn.Buffer(_reorder(weights["weight_ih_l0"], order).unsqueeze(0))  # [1, G·H, D]
-        self.r = nn.Buffer(_reorder(weights["weight_hh_l0"], order).unsqueeze(0))  # [1, G·H, H]
-        biases = [_reorder(weights[name], order) for name in ("bias_ih_l0", "bias_hh_l0")]
-        self.b = nn.Buffer(torch.cat(biases).unsqueeze(0))  # [1, 2·G·H]
+        w, r, b = onnx_weights(layer)
+        self.w, self.r, self.b = (nn.Buffer(tensor.unsqueeze(0)) for tensor in (w, r, b))
 
     def forward(self, x: Tensor, *state: Tensor) -> list[Tensor]:
         batch = x.shape[0]
@@ -84,6 +55,34 @@ class OperatorLayer(nn.Module):
             version=14,
         )
         return [tensor.squeeze(0) for tensor in new]
+
+
+class BidirectionalLayer(nn.Module):
+    """A pair of layers as one LSTM or GRU operator over a padded batch of sequences, read from both ends."""
+
+    def __init__(self, forward: nn.RNNBase, backward: nn.RNNBase, cell: Cell) -> None:
+        super().__init__()
+        self.hidden = forward.hidden_size
+        self.operator, self.states, self.attributes = _OPERATORS[cell]
+        pairs = zip(onnx_weights(forward), onnx_weights(backward), strict=True)
+        self.w, self.r, self.b = (nn.Buffer(torch.stack(pair)) for pair in pairs)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """x [S, B, D], lengths int32 [B] → y [S, B, 2·H], final h of both directions [B, 2·H]."""
+        steps, batch, _ = x.shape
+        final = [2, batch, self.hidden]
+        y, h, *_ = torch.onnx.ops.symbolic_multi_out(
+            self.operator,
+            [x, self.w, self.r, self.b, lengths],
+            attrs={"hidden_size": self.hidden, "direction": "bidirectional", **self.attributes},
+            dtypes=[x.dtype] * (1 + self.states),
+            shapes=[[steps, 2, batch, self.hidden], *[final] * self.states],
+            version=14,
+        )
+        ahead, behind = y.split(1, dim=1)
+        last, first = h.split(1, dim=0)
+        both = torch.cat([ahead.squeeze(1), behind.squeeze(1)], dim=2)
+        return both, torch.cat([last.squeeze(0), first.squeeze(0)], dim=1)
 
 
 class OperatorLSTM(OperatorLayer):
@@ -168,6 +167,20 @@ _LAYERS: dict[tuple[Lowering, Cell], Callable[[nn.RNNBase], nn.Module]] = {
     ("cell", "gru"): CellGRU,
     ("cell", "rnn"): CellRNN,
 }
+
+
+_OPERATORS: dict[Cell, tuple[str, int, dict[str, int]]] = {
+    cell: (kind.operator, kind.states, kind.attributes)
+    for cell, kind in (("lstm", OperatorLSTM), ("gru", OperatorGRU), ("rnn", OperatorRNN))
+}
+
+
+def onnx_weights(layer: nn.RNNBase) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights in the operators' gate order: W [G·H, D], R [G·H, H], B [2·G·H]."""
+    order = _ONNX_GATES[layer.mode.split("_")[0].lower()]
+    weights = {name: _reorder(parameter.detach(), order) for name, parameter in layer.named_parameters()}
+    biases = torch.cat([weights["bias_ih_l0"], weights["bias_hh_l0"]])
+    return weights["weight_ih_l0"], weights["weight_hh_l0"], biases
 
 
 def _reorder(tensor: Tensor, order: Sequence[int]) -> Tensor:

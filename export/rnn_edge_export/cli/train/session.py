@@ -1,0 +1,124 @@
+"""What training commands share: the folder, the recipe, signals, the screen."""
+
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from rnn_edge.errors import DataError, InvalidValueError, RunError
+from rnn_edge.providers import check_threads
+from rnn_edge_export.recipe import DataRecipe, Recipe, flag_name
+
+R = TypeVar("R", bound=Recipe)
+
+# Options that every training command has.
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.", show_default=False)]
+Encoding = Annotated[str, typer.Option(help="Encoding of the text files.")]
+RecipeFile = Annotated[Path | None, typer.Option(help="Recipe (TOML) to start from; flags override it.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing run.")]
+Device = Annotated[str, typer.Option(help="Where to train.", metavar="auto|cpu|cuda")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: every core]")]
+
+
+def plan_run(
+    default: R,
+    output: Path,
+    *,
+    recipe: Path | None,
+    resume: bool,
+    force: bool,
+    device: str,
+    threads: int | None,
+    overrides: dict[str, Any],
+) -> R:
+    """The recipe of a run: the run's own when it is resumed, else ``recipe`` or the default, with flags over it.
+
+    Raises:
+        RnnEdgeError: options exclude each other, or the recipe cannot be used.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InvalidValueError(f"--device {device} is unknown", "use auto, cpu or cuda")
+    if threads is not None:
+        check_threads(threads)
+    given = [flag_name(name) for name, value in overrides.items() if value is not None]
+    if resume and (given or recipe or force):
+        names = [*given, *(["--recipe"] if recipe else []), *(["--force"] if force else [])]
+        raise InvalidValueError(f"--resume goes on as the run began and takes no {', '.join(names)}", "leave it out")
+    if resume and not (output / "recipe.toml").is_file():
+        raise RunError(f"{output} is not a training run", "leave --resume out to start one, or check the path")
+    start = output / "recipe.toml" if resume else recipe
+    return (type(default).from_toml(start) if start else default).override(overrides)
+
+
+def claim_data(plan: R, hashes: tuple[str, str], names: tuple[str, str], *, resume: bool) -> R:
+    """The recipe with the hashes of training and validation data in it, and a title.
+
+    Raises:
+        DataError: a resumed run began with other data.
+    """
+    data = plan.data
+    if resume and (data.sha256, data.valid_sha256) != hashes:
+        differing = names[0] if data.sha256 != hashes[0] else names[1]
+        raise DataError(
+            f"{differing} is not what this run began with: its SHA-256 differs", "give the same files as before"
+        )
+    if data.sha256 not in ("", hashes[0]):  # the recipe was made for other data
+        typer.echo(f"note: {names[0]} is not the corpus that the recipe names ({data.title})", err=True)
+        plan, data = replace(plan, title=""), DataRecipe()
+    title = data.title or Path(names[0]).name
+    return replace(plan, data=replace(data, title=title, sha256=hashes[0], valid_sha256=hashes[1]))
+
+
+def train(make_trainer: Callable[[], Any], *, threads: int | None, resume_command: list[str], lower: str) -> None:
+    """Run a trainer to its end on the screen; exit 130 after an interrupt. ``lower`` names flags that save memory."""
+    import torch
+
+    from rnn_edge_export.cli.screen import TrainingScreen
+    from rnn_edge_export.training import FinishedEvent
+
+    if threads:
+        torch.set_num_threads(threads)
+    trainer = make_trainer()
+    screen = TrainingScreen(trainer)
+    try:
+        with _interrupts(trainer), screen:
+            for event in trainer.run():
+                screen.show(event)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise RunError(f"there is not enough memory on {trainer.device.type}", f"lower {lower}") from error
+    if isinstance(event, FinishedEvent) and event.reason == "interrupt":
+        screen.explain_resume(shlex.join(resume_command))
+        raise typer.Exit(130)
+
+
+def common_options(encoding: str, device: str, threads: int | None) -> list[str]:
+    """Options of a command that resumes."""
+    command = ["--encoding", encoding] if encoding != "utf-8" else []
+    command += ["--device", device] if device != "auto" else []
+    return command + (["--threads", str(threads)] if threads else [])
+
+
+@contextmanager
+def _interrupts(trainer: Any) -> Iterator[None]:
+    """First Ctrl-C: finish the step, save and stop. Second: stop at once."""
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        if trainer.scoring:
+            raise KeyboardInterrupt
+        trainer.interrupted = True
+        signal.signal(signal.SIGINT, old)
+
+    old = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)

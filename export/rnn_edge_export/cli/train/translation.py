@@ -1,0 +1,78 @@
+"""``rnn-edge train translation``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rnn_edge.errors import InvalidValueError
+from rnn_edge_export.cli import workstation
+from rnn_edge_export.cli.options import recipe_options
+from rnn_edge_export.cli.train import session
+from rnn_edge_export.recipe import PairSection, TranslationRecipe, TranslationSection
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command("translation")
+@recipe_options(TranslationSection, PairSection)
+def translation(
+    pairs: Annotated[
+        list[Path],
+        typer.Argument(help="One TSV file (source, tab, target), or a source and a target file.", metavar="PAIRS..."),
+    ],
+    output: session.Output,
+    valid: Annotated[
+        list[Path] | None,
+        typer.Option(help="Validation pairs: one TSV file, or given twice, source then target; else drawn."),
+    ] = None,
+    encoding: session.Encoding = "utf-8",
+    recipe: session.RecipeFile = None,
+    resume: session.Resume = False,
+    force: session.Force = False,
+    device: session.Device = "auto",
+    threads: session.Threads = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Sets --input-dropout, --layer-dropout and --output-dropout.")
+    ] = None,
+    **overrides: Any,
+) -> None:
+    """Train a translator on sentence pairs."""
+    for what, files in (("PAIRS", pairs), ("--valid", valid or ())):
+        if len(files) > 2:
+            raise InvalidValueError(f"{what} names {len(files)} files", "give one TSV file, or two aligned files")
+    for name in ("input_dropout", "layer_dropout", "output_dropout"):
+        overrides[name] = dropout if overrides[name] is None else overrides[name]
+    plan = session.plan_run(
+        TranslationRecipe(),
+        output,
+        recipe=recipe,
+        resume=resume,
+        force=force,
+        device=device,
+        threads=threads,
+        overrides=overrides,
+    )
+    again = ["rnn-edge", "train", "translation", *map(str, pairs), "-o", str(output), "--resume"]
+    again += [word for path in valid or () for word in ("--valid", str(path))]
+    with workstation():
+        from rnn_edge_export.run import start_run
+        from rnn_edge_export.training import Trainer
+        from rnn_edge_export.translation.data import load_pairs
+        from rnn_edge_export.translation.task import TranslationTask, run_tokenizers
+
+        if not resume:
+            start_run(output, force=force)
+        known = run_tokenizers(output) if resume else None
+        data = load_pairs(pairs, valid or [], plan.training, encoding, known)
+        typer.echo(f"training on {data.filtered}", err=True)
+        if data.leaked:
+            typer.echo(f"note: {data.leaked:,} validation pairs have a side that training has too", err=True)
+        names = (" and ".join(map(str, pairs)), "the validation data")
+        plan = session.claim_data(plan, (data.sha256, data.valid_sha256), names, resume=resume)
+        session.train(
+            lambda: Trainer(TranslationTask(plan, data), output, device, resume=resume),
+            threads=threads,
+            resume_command=again + session.common_options(encoding, device, threads),
+            lower="--batch-tokens, --hidden or --vocabulary-size",
+        )

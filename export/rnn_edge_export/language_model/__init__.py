@@ -1,0 +1,1 @@
+"""Language models: text to streams, the network, its training task, its step graph."""

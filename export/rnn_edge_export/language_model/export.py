@@ -1,0 +1,143 @@
+"""A language model as a bundle: one step graph, golden transcripts of its own text and of ours."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rnn_edge.bundle import Bundle
+from rnn_edge.manifest import (
+    FORMAT_VERSION,
+    Architecture,
+    GoldenTranscript,
+    Lowering,
+    Manifest,
+    Metric,
+    SamplingDefaults,
+    SpecialIds,
+    StatePair,
+    TokenizerSpec,
+)
+from rnn_edge.stepper import StepGraph
+from rnn_edge.tokenizer import Tokenizer
+from rnn_edge_export.checkpoint import restore_module
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel
+from rnn_edge_export.language_model.parity import check_parity
+from rnn_edge_export.language_model.steps import ALLOWED_OPERATORS, make_step
+from rnn_edge_export.layers import parameter_count
+from rnn_edge_export.onnx_export import (
+    GOLDEN_STEPS,
+    GOLDEN_TOLERANCE,
+    TOKENIZER_FILE,
+    Signature,
+    provenance,
+    to_onnx,
+    versions,
+)
+from rnn_edge_export.parity import Check
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.run import TOKENIZER, RunContent, load_tokenizer
+
+STEP_FILE = "step.onnx"
+_GOLDEN_TEXT = "A device that replays these words, step by step, proves itself.\nDoes it? Yes: 3 checks, no doubt!\n"
+
+
+@dataclass(frozen=True)
+class LanguageModelSource:
+    """A trained language model on the CPU, and where it comes from."""
+
+    model: RecurrentLanguageModel
+    tokenizer: Tokenizer
+    recipe: LanguageModelRecipe
+    metrics: tuple[Metric, ...] = ()
+    notes: str = ""
+
+    def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
+        """The manifest before there are hashes, and the bundle's files."""
+        section, names = self.recipe.model, self.model.state_names()
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            name=name,
+            task="language-model",
+            precision="fp32",
+            lowering=lowering,
+            architecture=Architecture(
+                cell=section.cell,
+                embedding=section.embedding,
+                hidden=section.hidden,
+                layers=section.layers,
+                tied=section.tie_weights,
+                parameters=parameter_count(self.model),
+            ),
+            graphs={"step": STEP_FILE},
+            state=tuple(StatePair(item, f"{item}_next", section.hidden, "float32") for item in names),
+            tokenizer=TokenizerSpec(TOKENIZER_FILE, "character", self.tokenizer.vocabulary_size),
+            special_ids=SpecialIds(start=self.tokenizer.id_of("\n")),
+            sampling=SamplingDefaults(),
+            golden=(),
+            metrics=self.metrics,
+            provenance=provenance(self.recipe),
+            versions=versions(),
+        )
+        return manifest, {STEP_FILE: step_graph(self.model, manifest), TOKENIZER_FILE: self.tokenizer.content}
+
+    def check(self, bundle: Bundle) -> list[Check]:
+        """PyTorch against the shipped stepper."""
+        return check_parity(self.model, bundle)
+
+    def record(self, bundle: Bundle) -> Manifest:
+        """What the shipped runtime answers here: to its own greedy text, and to varied text of ours."""
+        graph = StepGraph(bundle, device="cpu")
+        start = bundle.manifest.special_ids.start or 0
+        text = self.tokenizer.encode(_GOLDEN_TEXT, unknown="skip")[: GOLDEN_STEPS // 2]
+        # Whatever the script of the corpus, every part of the vocabulary may occur.
+        random = np.random.default_rng(0).integers(0, self.tokenizer.vocabulary_size, GOLDEN_STEPS - len(text))
+        text += random.tolist()
+        golden = _transcript(graph, "greedy", [start], GOLDEN_STEPS), _transcript(graph, "text", text, len(text))
+        return replace(bundle.manifest, golden=golden)
+
+
+def load_source(run: Path, content: RunContent, recipe: LanguageModelRecipe) -> LanguageModelSource:
+    """A run's best weights.
+
+    Raises:
+        RunError: a file is missing, or the checkpoint is not the recipe's.
+    """
+    tokenizer = load_tokenizer(run / TOKENIZER)
+    model = RecurrentLanguageModel(recipe.model, tokenizer.vocabulary_size)
+    restore_module("model", model, content.tensors)
+    return LanguageModelSource(model.requires_grad_(False).eval(), tokenizer, recipe, content.scores)
+
+
+def step_graph(model: RecurrentLanguageModel, manifest: Manifest) -> bytes:
+    """The step graph as ONNX bytes.
+
+    Raises:
+        ParityError: the exporter produced something else than asked for.
+    """
+    # Sizes of 1 and equal sizes would be taken for constants or for one another.
+    state = [torch.zeros(3, pair.width) for pair in manifest.state]
+    outputs: dict[str, list[str | int]] = {"logits": ["batch", manifest.tokenizer.vocabulary_size]}
+    signature = Signature(
+        example=(torch.zeros(3, dtype=torch.int64), *state),
+        inputs={"token": {0: "batch"}} | {pair.input: {0: "batch"} for pair in manifest.state},
+        outputs=outputs | {pair.output: ["batch", pair.width] for pair in manifest.state},
+        description="One time step of a recurrent language model: token and state in, logits and next state out.",
+    )
+    return to_onnx(make_step(model, manifest.lowering), signature, manifest, ALLOWED_OPERATORS[manifest.lowering])
+
+
+def _transcript(graph: StepGraph, kind: Literal["greedy", "text"], tokens: list[int], steps: int) -> GoldenTranscript:
+    stepper = graph.stepper()
+    fed: list[int] = []
+    best: list[int] = []
+    margins: list[float] = []
+    for index in range(steps):
+        fed.append(tokens[index] if index < len(tokens) else best[-1])
+        logits = stepper.step(fed[-1])[0]
+        best.append(int(logits.argmax()))
+        top = np.sort(logits)[::-1]
+        margins.append(round(float(top[0] - top[1]), 4) if len(top) > 1 else 0.0)
+    return GoldenTranscript(kind, tuple(fed), tuple(best), tuple(margins), GOLDEN_TOLERANCE)

@@ -1,0 +1,114 @@
+"""Language modelling as a training task: streams of text, the state carried from window to window."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnn_edge.manifest import Metric
+from rnn_edge.sampling import Sampler, SamplingOptions
+from rnn_edge_export.language_model.data import Corpus, windows, windows_per_epoch
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, detach
+from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.run import TOKENIZER
+from rnn_edge_export.training import Evaluation
+
+_SAMPLE_TOKENS = 200
+Window = tuple[Tensor, Tensor]
+
+
+class LanguageModelTask:
+    """Truncated back-propagation through time over parallel streams."""
+
+    def __init__(self, recipe: LanguageModelRecipe, corpus: Corpus) -> None:
+        self.recipe, self.corpus = recipe, corpus
+        training = recipe.training
+        self.steps_per_epoch = windows_per_epoch(len(corpus.train), training.batch_size, training.sequence_length)
+        self.state: State | None = None  # zeros
+
+    def describe(self) -> list[str]:
+        """Network and data."""
+        model, data = self.recipe.model, self.corpus
+        return [
+            f"{model.cell.upper()} {model.layers} × {model.hidden}, embedding {model.embedding}, "
+            f"vocabulary {data.tokenizer.vocabulary_size}",
+            f"{len(data.train):,} training tokens; validation on {data.valid_source} ({len(data.valid):,} tokens)",
+        ]
+
+    def new_model(self) -> RecurrentLanguageModel:
+        """The untrained network."""
+        return RecurrentLanguageModel(self.recipe.model, self.corpus.tokenizer.vocabulary_size)
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer."""
+        return {TOKENIZER: self.corpus.tokenizer.content}
+
+    def batches(self, epoch: int, done: int) -> Iterator[Window]:
+        """Windows: inputs and targets, each [T, B]. The text is read from another offset each epoch."""
+        training = self.recipe.training
+        offset = int(np.random.default_rng((training.seed, epoch)).integers(len(self.corpus.train)))
+        if done == 0:
+            self.state = None
+        every = windows(self.corpus.train, training.batch_size, training.sequence_length, offset)
+        yield from (window for index, window in enumerate(every) if index >= done)
+
+    def loss(self, model: RecurrentLanguageModel, batch: Window, device: torch.device) -> tuple[Tensor, int]:
+        """One window of truncated back-propagation."""
+        inputs, targets = batch
+        training = self.recipe.training
+        state = model.zero_state(training.batch_size) if self.state is None else self.state
+        if training.reset_probability > 0:
+            keep = (torch.rand(training.batch_size, 1) >= training.reset_probability).to(device)
+            state = [tuple(tensor * keep.to(tensor.dtype) for tensor in layer) for layer in state]
+        logits, state = model(inputs.to(device), state)
+        self.state = detach(state)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten())
+        return loss, targets.numel()
+
+    def evaluate(self, model: RecurrentLanguageModel, step: int) -> Evaluation:
+        """Loss over a few parallel streams, which is faster; each one's zero start costs little where it is long."""
+        length = len(self.corpus.valid)
+        streams = max(1, min(16, (length - 1) // 100), min(256, length // 10_000))
+        loss = carried_loss(model, self.corpus.valid, streams)
+        return Evaluation(loss, write_sample(model, self.corpus, seed=step), objective=loss)
+
+    def scores(self, model: RecurrentLanguageModel) -> tuple[Metric, ...]:
+        """The loss of one stream with the state carried, and of cold blocks."""
+        data, split = self.recipe.data.title, self.corpus.valid_source
+        found = {"state carried from a zero start": carried_loss(model, self.corpus.valid)}
+        if len(self.corpus.valid) > 256:
+            found["consecutive blocks of 256 from a zero state"] = cold_block_loss(model, self.corpus.valid)
+        return tuple(Metric("loss", loss, "nats per token", data, split, method) for method, loss in found.items())
+
+    def carried(self) -> dict[str, Tensor]:
+        """The state by layer and kind: 0.0, 0.1, 1.0, …"""
+        return {
+            f"{layer}.{kind}": tensor
+            for layer, tensors in enumerate(self.state or [])
+            for kind, tensor in enumerate(tensors)
+        }
+
+    def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        """The inverse of ``carried``."""
+        layers = self.recipe.model.layers
+        kinds = 2 if self.recipe.model.cell == "lstm" else 1
+        self.state = [
+            tuple(tensors[f"{layer}.{kind}"].to(device) for kind in range(kinds)) for layer in range(layers)
+        ]
+
+
+@torch.no_grad()
+def write_sample(model: RecurrentLanguageModel, corpus: Corpus, *, seed: int) -> str:
+    """Some text by the model. Its noise is keyed by ``seed``, so it never disturbs the training's random numbers."""
+    sampler = Sampler(SamplingOptions(temperature=0.8), corpus.tokenizer.vocabulary_size, seed=seed)
+    device = model.output.weight.device
+    token, state = int(corpus.valid[0]), model.zero_state(1)
+    ids: list[int] = []
+    for _ in range(_SAMPLE_TOKENS):
+        logits, state = model(torch.tensor([[token]], device=device), state)
+        token = sampler.choose(logits[0, 0].float().cpu().numpy())
+        ids.append(token)
+    return corpus.tokenizer.decode(ids)

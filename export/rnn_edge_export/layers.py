@@ -1,0 +1,82 @@
+"""What all recurrent networks here are made of: fused one-layer modules, dropout around them, and their first weights.
+
+Layers are separate one-layer modules, so that each is a fused kernel and dropout stands between them.
+Symbols in shape comments: T steps, B streams, H hidden.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from rnn_edge.manifest import Cell
+
+# One layer's state: (h, c) for LSTM, (h,) otherwise, each [B, H].
+LayerState = tuple[Tensor, ...]
+
+CELLS: dict[Cell, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+STATE_KINDS: dict[Cell, tuple[str, ...]] = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
+
+
+def state_names(cell: Cell, layers: int) -> list[str]:
+    """Names of the state tensors in flat order: h0, c0, h1, c1, …"""
+    return [f"{kind}{index}" for index in range(layers) for kind in STATE_KINDS[cell]]
+
+
+def new_layer(cell: Cell, width: int, hidden: int) -> nn.RNNBase:
+    """One layer with orthogonal recurrent matrices, and forget gates that are open at first."""
+    layer = CELLS[cell](width, hidden)
+    for name, parameter in layer.named_parameters():
+        if name.startswith("weight_hh"):
+            for gate in parameter.data.split(hidden):
+                nn.init.orthogonal_(gate)
+        elif name.startswith("weight_ih"):
+            nn.init.xavier_uniform_(parameter)
+        else:
+            nn.init.zeros_(parameter)
+    if cell == "lstm":
+        # Forget bias 1 (Gers et al. 2000; Jozefowicz et al. 2015). PyTorch orders gates i, f, g, o.
+        bias: Tensor = layer.bias_ih_l0  # type: ignore[assignment]
+        nn.init.ones_(bias.data[hidden : 2 * hidden])
+    return layer
+
+
+def run_layer(layer: nn.Module, x: Tensor, state: LayerState | None, weight_drop: float) -> tuple[Tensor, LayerState]:
+    """x [T, B, width], state (None for zeros) → y [T, B, H], next state. ``weight_drop`` acts in training only."""
+    weights = {}
+    if layer.training and weight_drop > 0:
+        # One mask a call, on the hidden-to-hidden matrix only: the fused kernel sees plain weights.
+        raw: Tensor = layer.weight_hh_l0  # type: ignore[assignment]
+        weights["weight_hh_l0"] = F.dropout(raw, weight_drop)
+    arguments: tuple[Tensor | tuple[Tensor, ...], ...] = (x,)
+    if state is not None:
+        stacked = tuple(tensor.unsqueeze(0) for tensor in state)  # the fused kernels want [1, B, H]
+        arguments = (x, stacked if len(stacked) == 2 else stacked[0])
+    y, new = functional_call(layer, weights, arguments)
+    return y, tuple(tensor.squeeze(0) for tensor in (new if isinstance(new, tuple) else (new,)))
+
+
+def drop(x: Tensor, chance: float, *, training: bool, locked: bool) -> Tensor:
+    """Dropout on x [T, B, width], with one mask for all T steps (Gal & Ghahramani 2016) or one for each."""
+    if not training or chance == 0 or not locked:
+        return F.dropout(x, chance, training)
+    return x * F.dropout(x.new_ones(1, *x.shape[1:]), chance)
+
+
+def drop_tokens(x: Tensor, chance: float, *, training: bool) -> Tensor:
+    """Word dropout on x [T, B, width]: whole tokens become zero, the others grow to make up for it."""
+    if not training or chance == 0:
+        return x
+    return x * F.dropout(x.new_ones(*x.shape[:2], 1), chance)
+
+
+def reverse(x: Tensor, lengths: Tensor) -> Tensor:
+    """Each column's first ``lengths`` [B] steps of x [T, B, width] in reverse order; padding stays where it is."""
+    steps = torch.arange(len(x), device=x.device).unsqueeze(1)  # [T, 1]
+    index = torch.where(steps < lengths, lengths - 1 - steps, steps)  # [T, B]
+    return x.gather(0, index.unsqueeze(2).expand_as(x))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of distinct parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
