@@ -90,16 +90,18 @@ def random_bundle(folder: Path, cell: Cell, hidden: int, layers: int, lowering: 
     import torch
 
     from rnn_edge.tokenizer import character_tokenizer
+    from rnn_edge_export.language_model.export import LanguageModelSource
     from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-    from rnn_edge_export.onnx_export import Source, export_bundle
-    from rnn_edge_export.recipe import ModelRecipe, Recipe
+    from rnn_edge_export.onnx_export import export_bundle
+    from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection
 
     torch.manual_seed(0)
-    recipe = Recipe(model=ModelRecipe(cell=cell, embedding=EMBEDDING, hidden=hidden, layers=layers))
+    section = LanguageModelSection(cell=cell, embedding=EMBEDDING, hidden=hidden, layers=layers)
     tokenizer = character_tokenizer(CHARACTERS)
-    model = RecurrentLanguageModel(recipe.model, tokenizer.vocabulary_size)
+    model = RecurrentLanguageModel(section, tokenizer.vocabulary_size)
     name = f"{cell}-{hidden}x{layers}-{lowering}"
-    return export_bundle(Source(model, tokenizer, recipe, ()), folder / name, name=name, lowering=lowering)[0]
+    source = LanguageModelSource(model, tokenizer, LanguageModelRecipe(model=section))
+    return export_bundle(source, folder / name, name=name, lowering=lowering)[0]
 
 
 def _version(package: str) -> str:

@@ -25,7 +25,8 @@ from benchmarks.common import CELLS, CHARACTERS, EMBEDDING, interleave, machine,
 from rnn_edge.manifest import Cell
 from rnn_edge.tokenizer import character_tokenizer
 from rnn_edge_export.language_model.data import Corpus
-from rnn_edge_export.recipe import ModelRecipe, Recipe, TrainingRecipe
+from rnn_edge_export.language_model.task import LanguageModelTask
+from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
 from rnn_edge_export.training import StepEvent, Trainer, TrainingEvent
 
 TARGET = 0.95
@@ -55,9 +56,11 @@ def main() -> None:
     corpus = synthetic_corpus(options.batch, options.length)
     rows, place = [], ""
     for precision in options.precision:
-        recipe = Recipe(
-            model=ModelRecipe(cell=options.cell, embedding=EMBEDDING, hidden=options.hidden, layers=options.layers),
-            training=TrainingRecipe(
+        recipe = LanguageModelRecipe(
+            model=LanguageModelSection(
+                cell=options.cell, embedding=EMBEDDING, hidden=options.hidden, layers=options.layers
+            ),
+            training=StreamSection(
                 epochs=float(NEVER),  # the chunks end it
                 batch_size=options.batch,
                 sequence_length=options.length,
@@ -66,7 +69,7 @@ def main() -> None:
             ),
         )
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(recipe, corpus, Path(folder), options.device, resume=False)
+            trainer = Trainer(LanguageModelTask(recipe, corpus), Path(folder), options.device, resume=False)
             place = f"{trainer.device.type}, {torch.get_num_threads()} thread(s)"
             contenders = {
                 "ours": on_device(trainer.device, our_chunk(trainer.run())),
@@ -108,7 +111,7 @@ class BareLoop:
     """The peer: nothing but what training needs."""
 
     def __init__(
-        self, recipe: Recipe, corpus: Corpus, device: torch.device, precision: Literal["fp32", "bf16"]
+        self, recipe: LanguageModelRecipe, corpus: Corpus, device: torch.device, precision: Literal["fp32", "bf16"]
     ) -> None:
         shape, training = recipe.model, recipe.training
         self.device, self.enabled = device, precision == "bf16"

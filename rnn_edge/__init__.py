@@ -1,7 +1,7 @@
-"""rnn-edge: stream text from small recurrent networks through ONNX Runtime, without PyTorch.
+"""rnn-edge: stream text and translations from small recurrent networks through ONNX Runtime, without PyTorch.
 
-``LanguageModel.load("shakespeare").generate("ROMEO:")`` yields events. Names are imported when they are used, so that
-importing this package costs nothing.
+``LanguageModel.load("shakespeare").generate("ROMEO:")`` yields events; ``Translator.load("en-fr").translate("Hello.")``
+translates. Names are imported when they are used, so that importing this package costs nothing.
 """
 
 import importlib
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rnn_edge.state import State, load_state, save_state
     from rnn_edge.stepper import StepGraph, Stepper
     from rnn_edge.tokenizer import StreamDecoder, Tokenizer
+    from rnn_edge.translation import Translation, TranslationEvent, TranslationOptions
+    from rnn_edge.translator import Translator
 
 _HOMES = {
     "Bundle": "bundle",
@@ -31,6 +33,10 @@ _HOMES = {
     "StreamDecoder": "tokenizer",
     "Timings": "events",
     "Tokenizer": "tokenizer",
+    "Translation": "translation",
+    "TranslationEvent": "translation",
+    "TranslationOptions": "translation",
+    "Translator": "translator",
     "list_bundles": "bundle",
     "load_state": "state",
     "open_bundle": "bundle",
@@ -50,6 +56,10 @@ __all__ = [
     "StreamDecoder",
     "Timings",
     "Tokenizer",
+    "Translation",
+    "TranslationEvent",
+    "TranslationOptions",
+    "Translator",
     "list_bundles",
     "load",
     "load_state",
@@ -58,11 +68,17 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str, *, device: "Device" = "auto", threads: int | None = None) -> "LanguageModel":
-    """Load whatever model a bundle holds; today every bundle holds a language model."""
+def load(
+    name_or_path: str, *, device: "Device" = "auto", threads: int | None = None
+) -> "LanguageModel | Translator":
+    """Load whatever model a bundle holds."""
+    from rnn_edge.bundle import open_bundle
     from rnn_edge.language_model import LanguageModel
+    from rnn_edge.translator import Translator
 
-    return LanguageModel.load(name_or_path, device=device, threads=threads)
+    bundle = open_bundle(name_or_path)
+    kind = Translator if bundle.manifest.task == "translation" else LanguageModel
+    return kind.load(bundle.path, device=device, threads=threads)
 
 
 def __getattr__(name: str) -> Any:

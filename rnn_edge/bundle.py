@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rnn_edge.errors import BundleError, RnnEdgeError
-from rnn_edge.manifest import MANIFEST_NAME, Manifest
+from rnn_edge.manifest import MANIFEST_NAME, Manifest, Task
 
 _MAXIMUM_MANIFEST = 16 * 2**20
 SEARCH_VARIABLE = "RNN_EDGE_MODELS"
@@ -71,6 +71,19 @@ def read_bundle(path: Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"cannot read {manifest}: {error.strerror}", "copy or export the bundle again") from error
     return Bundle(path, Manifest.from_json(content, str(manifest)))
+
+
+def require_task(bundle: Bundle, task: Task) -> None:
+    """Refuse a bundle of another task.
+
+    Raises:
+        BundleError: naming the command that fits.
+    """
+    found = bundle.manifest.task
+    if found != task:
+        command = {"language-model": "rnn-edge generate", "translation": "rnn-edge translate"}[found]
+        names = {"language-model": "a language model", "translation": "a translator"}
+        raise BundleError(f"{bundle.path} is {names[found]}, not {names[task]}", f"use {command} {bundle.path}")
 
 
 def search_path() -> list[Path]:

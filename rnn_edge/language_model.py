@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 
-from rnn_edge.bundle import Bundle, open_bundle
+from rnn_edge.bundle import Bundle, open_bundle, require_task
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.events import Event, FinishReason, Timings
 from rnn_edge.manifest import Manifest
@@ -17,7 +17,7 @@ from rnn_edge.providers import Device
 from rnn_edge.sampling import Sampler, SamplingOptions, gumbel_noise, log_probability
 from rnn_edge.state import Continuation, State
 from rnn_edge.stepper import StepGraph, Stepper
-from rnn_edge.tokenizer import StreamDecoder, Tokenizer, Unknown
+from rnn_edge.tokenizer import StreamDecoder, Tokenizer, Unknown, load_tokenizer
 
 _START_STREAM = 2**32 - 1  # the noise stream that draws a start token where the vocabulary names none
 
@@ -37,11 +37,12 @@ class LanguageModel:
         """Open a bundle by name or folder, check its bytes, and load its graph.
 
         Raises:
-            BundleError: not found, damaged, or not what its manifest says.
+            BundleError: not found, damaged, not what its manifest says, or not a language model.
             DeviceError: CUDA is asked for and not available.
             MissingDependencyError: there is no ONNX Runtime.
         """
         bundle = open_bundle(name_or_path)
+        require_task(bundle, "language-model")
         return cls(bundle, StepGraph(bundle, device=device, threads=threads), load_tokenizer(bundle))
 
     @property
@@ -112,14 +113,6 @@ class LanguageModel:
             stop=stop,
             log_probabilities=log_probabilities,
         )
-
-
-def load_tokenizer(bundle: Bundle) -> Tokenizer:
-    """A bundle's tokenizer, checked against its manifest."""
-    spec = bundle.manifest.tokenizer
-    tokenizer = Tokenizer(bundle.read(spec.file), str(bundle.path / spec.file))
-    tokenizer.check_size(spec.vocabulary_size)
-    return tokenizer
 
 
 class Generation(Iterator[Event]):

@@ -19,7 +19,7 @@ MAXIMUM_BEAM = 64
 _ROLES = {"language-model": ("step",), "translation": ("encoder", "decoder")}
 
 Task = Literal["language-model", "translation"]
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "fp16"]  # of the weights in the file; arithmetic is fp32 on a CPU
 Lowering = Literal["operator", "cell"]
 Cell = Literal["lstm", "gru", "rnn"]
 AttentionKind = Literal["dot", "general", "bahdanau"]
@@ -222,8 +222,14 @@ class Manifest:
         return found | ({"source.tokenizer": self.source.tokenizer} if self.source else {})
 
     def to_json(self) -> str:
-        """Indented JSON with every list of numbers on one line."""
-        text = json.dumps(encode(self), indent=2, ensure_ascii=False, allow_nan=False)
+        """Indented JSON with every list of numbers on one line. What translators alone have is left out of others."""
+        content = encode(self)
+        if self.task != "translation":
+            for table in (content, content["architecture"], content["special_ids"]):
+                for name, blank in _BLANKS.items():
+                    if name in table and table[name] == blank:
+                        del table[name]
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         # Only lists of numbers span lines without a quote or brace in them; strings hold no raw newlines.
         return re.sub(r"\[\n[\s\d.,eE+-]*\]", lambda match: " ".join(match[0].split()), text) + "\n"
 
@@ -276,7 +282,8 @@ class Manifest:
         names += [tensor.name for tensor in self.memory]
         if len(set(names)) != len(names):
             raise SchemaError("state and memory name a tensor twice")
-        if any(item.width < 1 for item in (*self.state, *self.memory)):
+        widths = [pair.width for pair in self.state] + [tensor.width for tensor in self.memory]
+        if min(widths) < 1:
             raise SchemaError("state or memory has a width below 1")
         for place, spec in self.tokenizers.items():
             if spec.vocabulary_size < 1:
@@ -287,12 +294,15 @@ class Manifest:
                 raise SchemaError(f"special_ids.{role} is {token}, outside the vocabulary of {size}")
         if self.task == "translation":
             self._check_translation()
-        for place, goldens in (("golden", self.golden), ("golden_translations", self.golden_translations)):
-            for index, golden in enumerate(goldens):
-                if not len(golden.tokens) == len(golden.best) == len(golden.margins):
-                    raise SchemaError(f"{place}[{index}] has lists of different lengths")
-                if any(not 0 <= token < size for token in (*golden.tokens, *golden.best)):
-                    raise SchemaError(f"{place}[{index}] has a token outside the vocabulary of {size}")
+        goldens: dict[str, GoldenTranscript | GoldenTranslation] = {
+            **{f"golden[{index}]": golden for index, golden in enumerate(self.golden)},
+            **{f"golden_translations[{index}]": golden for index, golden in enumerate(self.golden_translations)},
+        }
+        for place, golden in goldens.items():
+            if not len(golden.tokens) == len(golden.best) == len(golden.margins):
+                raise SchemaError(f"{place} has lists of different lengths")
+            if any(not 0 <= token < size for token in (*golden.tokens, *golden.best)):
+                raise SchemaError(f"{place} has a token outside the vocabulary of {size}")
 
     def _check_translation(self) -> None:
         if self.source is None or self.architecture.encoder is None or not self.memory:
@@ -310,6 +320,16 @@ class Manifest:
         for index, golden in enumerate(self.golden_translations):
             if not golden.source or any(not 0 <= token < size for token in golden.source):
                 raise SchemaError(f"golden_translations[{index}].source is empty or outside the vocabulary of {size}")
+
+
+# Fields that other models than translators lack, with what they hold there.
+_BLANKS: dict[str, object] = {
+    "source": None,
+    "memory": [],
+    "decoding": encode(DecodingDefaults()),
+    "golden_translations": [],
+    **dict.fromkeys(("encoder", "end", "unknown")),
+}
 
 
 def _places(where: str, names: Mapping[str, str]) -> list[tuple[str, str]]:

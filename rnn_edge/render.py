@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from rnn_edge.bundle import Bundle
     from rnn_edge.events import Event, Timings
+    from rnn_edge.manifest import Manifest
 
 _FLUSH_INTERVAL = 1 / 60
 # C0 except tab and line feed, DEL, and C1, which has no pictures.
@@ -76,6 +78,17 @@ def summary(timings: Timings, load_seconds: float, device: str, seed: int) -> st
     )
 
 
+def translation_summary(timings: Timings, load_seconds: float, device: str, seed: int | None) -> str:
+    """The closing line of a translation."""
+    return (
+        f"load {load_seconds * 1e3:.0f} ms on {device} · "
+        f"source {timings.prompt_tokens} tokens, read in {timings.prompt_seconds * 1e3:.1f} ms · "
+        f"translation {timings.generated_tokens} tokens, "
+        f"{_rate(timings.generated_tokens, timings.generation_seconds)} · "
+        f"first after {timings.first_token_seconds * 1e3:.1f} ms" + (f" · seed {seed}" if seed is not None else "")
+    )
+
+
 def note(text: str) -> None:
     """A quiet line on stderr."""
     console(stderr=True).print(visible(text), style="dim", markup=False, soft_wrap=True)
@@ -92,6 +105,21 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return PlainConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else 160)
+
+
+@contextlib.contextmanager
+def progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while the block runs, where that is a terminal; call what it yields with done and total."""
+    out = console(stderr=True)
+    if quiet or not out.is_terminal or out.is_dumb_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, stderr: bool = False) -> None:
@@ -141,11 +169,14 @@ def bundle_fields(bundle: Bundle) -> list[tuple[str, str]]:
             ),
         ),
         ("weights", f"{manifest.precision}, {manifest.lowering} lowering"),
-        ("tokenizer", f"{manifest.tokenizer.kind}, vocabulary {manifest.tokenizer.vocabulary_size}"),
+        *(
+            (place, f"{spec.kind}, vocabulary {spec.vocabulary_size}, {spec.file}")
+            for place, spec in manifest.tokenizers.items()
+        ),
         ("special ids", ", ".join(f"{role} {token}" for role, token in ids.items()) or "none"),
         ("state pairs", pairs),
         ("state size", f"{state_bytes:,} bytes a stream"),
-        ("sampling", ", ".join(f"{name} {value:g}" for name, value in asdict(manifest.sampling).items())),
+        *_task_fields(manifest),
         *(
             (f"file {name}", f"{entry.size:,} bytes, sha256 {entry.sha256[:16]}…")
             for name, entry in manifest.files.items()
@@ -154,7 +185,7 @@ def bundle_fields(bundle: Bundle) -> list[tuple[str, str]]:
             (metric.name, f"{metric.value:.4f} {metric.unit}: {metric.data}, {metric.split}, {metric.method}")
             for metric in manifest.metrics
         ),
-        ("golden", f"{sum(len(golden.tokens) for golden in manifest.golden)} steps recorded"),
+        ("golden", f"{_golden_steps(manifest)} steps recorded"),
         ("trained on", provenance.data_title or "not recorded"),
         ("source", provenance.data_source or "not recorded"),
         ("licence", provenance.data_licence or "not recorded"),
@@ -168,9 +199,31 @@ def bundle_row(bundle: Bundle) -> tuple[str, ...]:
     return bundle.path.name, task, _network(bundle), f"{bundle.size / 1e6:.1f} MB", str(bundle.path)
 
 
+def _task_fields(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.source is None:
+        return [("sampling", ", ".join(f"{name} {value:g}" for name, value in asdict(manifest.sampling).items()))]
+    memory = ", ".join(f"{item.name} [batch, source, {item.width}]" for item in manifest.memory)
+    decoding = manifest.decoding
+    return [
+        ("memory", memory),
+        ("longest source", f"{manifest.source.longest} tokens; longer ones are cut in parts"),
+        ("decoding", f"beam {decoding.beam}, length penalty {decoding.length_penalty:g}"),
+    ]
+
+
+def _golden_steps(manifest: Manifest) -> int:
+    steps = sum(len(golden.tokens) for golden in manifest.golden)
+    return steps + sum(len(golden.tokens) for golden in manifest.golden_translations)
+
+
 def _network(bundle: Bundle) -> str:
     architecture = bundle.manifest.architecture
-    return f"{architecture.cell.upper()} {architecture.layers} × {architecture.hidden}"
+    network = f"{architecture.cell.upper()} {architecture.layers} × {architecture.hidden}"
+    encoder = architecture.encoder
+    if encoder is None:
+        return network
+    before = f"{architecture.cell.upper()} {encoder.layers} × 2 × {encoder.hidden}"
+    return f"{before} → {network}, {encoder.attention} attention"
 
 
 def _rate(tokens: int, seconds: float) -> str:

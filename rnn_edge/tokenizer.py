@@ -4,15 +4,21 @@ Decoding is defined over bytes: each token stands for some bytes, and a text is 
 concatenation, with U+FFFD for what is not UTF-8. Streaming follows the same definition piece by piece.
 """
 
+from __future__ import annotations
+
 import codecs
 import json
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Encoder
 
 from rnn_edge.errors import BundleError, InvalidValueError, UnknownTokenError
+
+if TYPE_CHECKING:
+    from rnn_edge.bundle import Bundle
+    from rnn_edge.manifest import TokenizerSpec
 
 Unknown = Literal["error", "skip"]
 
@@ -65,6 +71,10 @@ class Tokenizer:
         """Token ids of each text, by a vocabulary that lacks nothing."""
         return [found.ids for found in self._encoder.encode_batch(list(texts), add_special_tokens=False)]
 
+    def spans(self, text: str) -> list[str]:
+        """The part of ``text`` that each token stands for."""
+        return [text[start:end] for start, end in self._encoder.encode(text, add_special_tokens=False).offsets]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``: their bytes read as UTF-8, with U+FFFD for what is not."""
         return b"".join([self.token_bytes[token] for token in ids]).decode("utf-8", errors="replace")
@@ -103,6 +113,10 @@ class StreamDecoder:
         """The text that became certain with this token; it may be empty."""
         return self._decoder.decode(self._token_bytes[token])
 
+    def push_bytes(self, piece: bytes) -> str:
+        """``push`` for a token that stands for other bytes here than in the vocabulary."""
+        return self._decoder.decode(piece)
+
     def flush(self) -> str:
         """What is held back, as U+FFFD, since no byte will complete it."""
         return self._decoder.decode(b"", final=True)
@@ -111,6 +125,14 @@ class StreamDecoder:
     def pending(self) -> bytes:
         """The bytes of an incomplete character."""
         return self._decoder.getstate()[0]
+
+
+def load_tokenizer(bundle: Bundle, spec: TokenizerSpec | None = None) -> Tokenizer:
+    """A bundle's tokenizer, by default the manifest's ``tokenizer``, checked against its manifest."""
+    spec = spec or bundle.manifest.tokenizer
+    tokenizer = Tokenizer(bundle.read(spec.file), str(bundle.path / spec.file))
+    tokenizer.check_size(spec.vocabulary_size)
+    return tokenizer
 
 
 def character_tokenizer(text: str) -> Tokenizer:

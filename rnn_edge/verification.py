@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rnn_edge.bundle import Bundle
+from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.errors import RnnEdgeError
-from rnn_edge.language_model import load_tokenizer
-from rnn_edge.manifest import GoldenTranscript
+from rnn_edge.manifest import GoldenTranscript, GoldenTranslation
 from rnn_edge.onnx_file import summarise
 from rnn_edge.providers import Device
 from rnn_edge.state import load_state, save_state
-from rnn_edge.stepper import StepGraph
+from rnn_edge.stepper import StepGraph, Stepper
+from rnn_edge.tokenizer import Tokenizer, load_tokenizer
 
 # One row of a batch against the same row alone: other kernels may sum in another order.
 _BATCH_TOLERANCE = 1e-4
@@ -42,36 +44,88 @@ class Replay:
 
 
 def verify(bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> Iterator[Finding]:
-    """Check files, tokenizer, graph, golden transcripts, state and batches, one finding at a time."""
+    """Check files, tokenizers, graphs, golden transcripts, state and batches, one finding at a time."""
     try:
-        total = sum(len(bundle.read(name)) for name in bundle.manifest.files)
-        yield Finding("files", True, f"{len(bundle.manifest.files)} files, {total:,} bytes, hashes as recorded")
-        tokenizer = load_tokenizer(bundle)
-        yield Finding("tokenizer", True, f"{tokenizer.vocabulary_size} tokens")
-        graph = StepGraph(bundle, device=device, threads=threads)
-        summary = summarise(bundle.graph("step"), "step")
-        operators = ", ".join(sorted(summary.operators))
-        yield Finding(
-            "graph",
-            True,
-            f"{summary.node_count} nodes on {graph.device}, as the manifest says: {operators}",
-        )
-        for transcript in bundle.manifest.golden:
-            yield _golden(graph, transcript)
-        if not bundle.manifest.golden:
-            yield Finding("golden transcript", False, "the manifest has none; export the bundle again")
-        yield _resumption(graph)
-        yield _batches(graph)
+        manifest = bundle.manifest
+        total = sum(len(bundle.read(name)) for name in manifest.files)
+        yield Finding("files", True, f"{len(manifest.files)} files, {total:,} bytes, hashes as recorded")
+        tokenizers = {spec.file: load_tokenizer(bundle, spec) for spec in manifest.tokenizers.values()}
+        sizes = " and ".join(str(tokenizer.vocabulary_size) for tokenizer in tokenizers.values())
+        yield Finding("tokenizer", True, f"{sizes} tokens")
+        if manifest.source is None:
+            yield from _language_model(bundle, device, threads)
+        else:
+            yield from _translator(bundle, tokenizers[manifest.source.tokenizer.file], device, threads)
     except RnnEdgeError as error:
         yield Finding("bundle", False, f"{error.message}; {error.hint}")
 
 
-def replay(graph: StepGraph, transcript: GoldenTranscript) -> Replay:
-    """Feed the recorded tokens from a zero state and compare the likeliest ids.
+def _language_model(bundle: Bundle, device: Device, threads: int | None) -> Iterator[Finding]:
+    graph = StepGraph(bundle, device=device, threads=threads)
+    yield _graph(bundle, "step", graph.device)
+    for transcript in bundle.manifest.golden:
+        yield _golden(f"golden {transcript.kind}", replay(graph.stepper(), transcript))
+    if not bundle.manifest.golden:
+        yield Finding("golden transcript", False, "the manifest has none; export the bundle again")
+    yield _resumption(graph)
+    yield _batches(graph)
+
+
+def _translator(bundle: Bundle, tokenizer: Tokenizer, device: Device, threads: int | None) -> Iterator[Finding]:
+    graphs = EncoderDecoderGraphs(bundle, device=device, threads=threads)
+    for role in ("encoder", "decoder"):
+        yield _graph(bundle, role, graphs.device)
+    goldens = bundle.manifest.golden_translations
+    assert bundle.manifest.source is not None
+    end = bundle.manifest.source.end
+    texts = [golden for golden in goldens if golden.text]
+    wrong = sum([*tokenizer.encode(golden.text), end] != list(golden.source) for golden in texts)
+    yield Finding("golden texts", wrong == 0, f"{len(texts)} texts, {wrong} with other tokens than recorded")
+    replays = [replay(graphs.stepper(graphs.encode([golden.source])), golden) for golden in goldens]
+    steps, explained = sum(item.steps for item in replays), sum(item.explained for item in replays)
+    unexplained = tuple(step for item in replays for step in item.unexplained)
+    yield _golden(f"golden translations ({len(goldens)})", Replay(steps, explained, unexplained))
+    if not goldens:
+        yield Finding("golden translations", False, "the manifest has none; export the bundle again")
+        return
+    difference = batch_difference(graphs, [golden.source for golden in goldens], goldens[0].tokens)
+    detail = (
+        f"{len(goldens)} sources at once and each alone differ by {difference:.1e}, allowed are {_BATCH_TOLERANCE:.0e}"
+    )
+    yield Finding("batches", difference <= _BATCH_TOLERANCE, detail)
+
+
+def batch_difference(
+    graphs: EncoderDecoderGraphs, sources: Sequence[Sequence[int]], tokens: Sequence[int] | NDArray[np.int64]
+) -> float:
+    """The largest difference in logits between sources in one padded batch and each alone, fed the same tokens.
+
+    ``tokens`` has one token a step for all, or a row a step with one for each. Relative for logits above 1.
+    """
+    together = graphs.stepper(graphs.encode(sources))
+    alone = [graphs.stepper(graphs.encode([source])) for source in sources]
+    worst = 0.0
+    for step in tokens:
+        row = np.broadcast_to(step, len(sources))
+        logits = together.step(row)
+        for index, stepper in enumerate(alone):
+            expected = stepper.step(row[index : index + 1])[0]
+            worst = max(worst, float((np.abs(logits[index] - expected) / np.maximum(1, np.abs(expected))).max()))
+    return worst
+
+
+def _graph(bundle: Bundle, role: str, device: str) -> Finding:
+    summary = summarise(bundle.graph(role), role)
+    operators = ", ".join(sorted(summary.operators))
+    name = "graph" if role == "step" else f"{role} graph"
+    return Finding(name, True, f"{summary.node_count} nodes on {device}, as the manifest says: {operators}")
+
+
+def replay(stepper: Stepper, transcript: GoldenTranscript | GoldenTranslation) -> Replay:
+    """Feed the recorded tokens from a first state and compare the likeliest ids.
 
     Another id is explained only where the recorded margin is below the recorded tolerance.
     """
-    stepper = graph.stepper()
     explained, unexplained = 0, []
     for step, (token, best, margin) in enumerate(
         zip(transcript.tokens, transcript.best, transcript.margins, strict=True)
@@ -84,12 +138,11 @@ def replay(graph: StepGraph, transcript: GoldenTranscript) -> Replay:
     return Replay(len(transcript.tokens), explained, tuple(unexplained))
 
 
-def _golden(graph: StepGraph, transcript: GoldenTranscript) -> Finding:
-    result = replay(graph, transcript)
+def _golden(name: str, result: Replay) -> Finding:
     detail = f"{result.steps} steps, {result.explained} explained differences, {len(result.unexplained)} unexplained"
     if result.unexplained:
         detail += f" (first at step {result.unexplained[0]})"
-    return Finding(f"golden {transcript.kind}", not result.unexplained, detail, result.explained)
+    return Finding(name, not result.unexplained, detail, result.explained)
 
 
 def resumption_difference(graph: StepGraph) -> float:

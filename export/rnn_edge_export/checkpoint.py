@@ -65,7 +65,8 @@ def load_checkpoint(path: Path, kind: type[T]) -> tuple[dict[str, Tensor], T]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            description = decode(kind, json.loads((file.metadata() or {})["rnn-edge"]), strict=False)
+            # Strict: of another version's fields none may be passed over, or a run would go on from the wrong place.
+            description = decode(kind, json.loads((file.metadata() or {})["rnn-edge"]), strict=True)
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
     except (SafetensorError, SchemaError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is not a checkpoint: {error}", "train again, or copy the run again") from error

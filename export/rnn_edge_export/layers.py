@@ -4,6 +4,8 @@ Layers are separate one-layer modules, so that each is a fused kernel and dropou
 Symbols in shape comments: T steps, B streams, H hidden.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -14,7 +16,7 @@ from rnn_edge.manifest import Cell
 # One layer's state: (h, c) for LSTM, (h,) otherwise, each [B, H].
 LayerState = tuple[Tensor, ...]
 
-CELLS: dict[Cell, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+CELLS: dict[Cell, Callable[[int, int], nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 STATE_KINDS: dict[Cell, tuple[str, ...]] = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
 
 

@@ -63,7 +63,8 @@ class BidirectionalLayer(nn.Module):
     def __init__(self, forward: nn.RNNBase, backward: nn.RNNBase, cell: Cell) -> None:
         super().__init__()
         self.hidden = forward.hidden_size
-        self.operator, self.states, self.attributes = _OPERATORS[cell]
+        kind = _OPERATORS[cell]
+        self.operator, self.states, self.attributes = kind.operator, kind.states, kind.attributes
         pairs = zip(onnx_weights(forward), onnx_weights(backward), strict=True)
         self.w, self.r, self.b = (nn.Buffer(torch.stack(pair)) for pair in pairs)
 
@@ -169,10 +170,7 @@ _LAYERS: dict[tuple[Lowering, Cell], Callable[[nn.RNNBase], nn.Module]] = {
 }
 
 
-_OPERATORS: dict[Cell, tuple[str, int, dict[str, int]]] = {
-    cell: (kind.operator, kind.states, kind.attributes)
-    for cell, kind in (("lstm", OperatorLSTM), ("gru", OperatorGRU), ("rnn", OperatorRNN))
-}
+_OPERATORS: dict[Cell, type[OperatorLayer]] = {"lstm": OperatorLSTM, "gru": OperatorGRU, "rnn": OperatorRNN}
 
 
 def onnx_weights(layer: nn.RNNBase) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,18 +7,25 @@ def write(manifest: Manifest, title: str, notes: str) -> str:
     """A short model card in Markdown; ``notes`` is what its author adds."""
     architecture, provenance = manifest.architecture, manifest.provenance
     state_bytes = sum(pair.width * 4 for pair in manifest.state)
+    network = f"{architecture.cell.upper()} {architecture.layers} × {architecture.hidden}"
+    kind, graphs = "A recurrent language model", "a step graph"
+    if architecture.encoder:
+        encoder = architecture.encoder
+        network = (
+            f"bidirectional {architecture.cell.upper()} encoder {encoder.layers} × 2 × {encoder.hidden}, "
+            f"decoder {network}, {encoder.attention} attention"
+        )
+        kind, graphs = "A translator", "an encoder graph and a decoder step graph"
+    sizes = dict.fromkeys(str(spec.vocabulary_size) for spec in manifest.tokenizers.values())
     lines = [
         f"# {manifest.name}",
         "",
-        f"{title or 'A recurrent language model'}: a step graph for rnn-edge.",
+        f"{title or kind}: {graphs} for rnn-edge.",
         "",
         "| | |",
         "|---|---|",
-        (
-            f"| network | {architecture.cell.upper()} {architecture.layers} × {architecture.hidden}, "
-            f"embedding {architecture.embedding}, {architecture.parameters:,} parameters |"
-        ),
-        f"| tokens | {manifest.tokenizer.kind}, vocabulary {manifest.tokenizer.vocabulary_size} |",
+        f"| network | {network}, embedding {architecture.embedding}, {architecture.parameters:,} parameters |",
+        f"| tokens | {manifest.tokenizer.kind}, vocabulary {' and '.join(sizes)} |",
         f"| state | {', '.join(pair.input for pair in manifest.state)}: {state_bytes:,} bytes a stream |",
         f"| weights | {manifest.precision}, {manifest.lowering} lowering |",
         f"| trained on | {provenance.data_title or 'not recorded'} |",
@@ -30,7 +37,8 @@ def write(manifest: Manifest, title: str, notes: str) -> str:
     if manifest.metrics:
         lines += ["| measured | value | data | how |", "|---|---|---|---|"]
         lines += [
-            f"| {metric.name} | {metric.value:.4f} {metric.unit} | {metric.data}, {metric.split} | {metric.method} |"
+            f"| {metric.name} | {metric.value:.4f}{metric.unit and ' '}{metric.unit} | {metric.data}, {metric.split} | "
+            f"{metric.method} |"
             for metric in manifest.metrics
         ]
         lines.append("")

@@ -27,7 +27,8 @@ def probability(default: float, help: str) -> float:  # noqa: A002
 class DataRecipe:
     """The corpus by title, public source, licence and hash. Its path is an argument, never part of a recipe.
 
-    ``valid_sha256`` is the hash of the validation file, empty where the last part of the corpus serves.
+    ``valid_sha256`` is the hash of the validation file, empty where a part of the corpus serves. ``longest`` is the
+    longest source side that was trained on, in tokens; 0 for a language model.
     """
 
     title: str = ""
@@ -35,6 +36,7 @@ class DataRecipe:
     licence: str = ""
     sha256: str = ""
     valid_sha256: str = ""
+    longest: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class PairSection(OptimisationSection):
     vocabulary_size: int = option(8000, "Tokens of the vocabulary; of each, for words.", minimum=260)
     bpe_dropout: float = probability(0.0, "Chance that a merge is left out (Provilkov et al. 2020).")
     lowercase: bool = option(False, "Put everything in lower case.")
+    source_language: str = option("en", "Code of the source's language, for splitting texts into sentences.")
     batch_tokens: int = option(4096, "Source and target tokens of a batch, padding included.", minimum=16)
     maximum_length: int = option(100, "Leave out pairs with more tokens on a side.", minimum=1)
     maximum_ratio: float = option(4.0, "Leave out pairs with so many times more tokens on a side.", minimum=1.0)
@@ -243,7 +246,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         task = content.get("task", "language-model")
-        if task not in _RECIPES:
+        if task not in tuple(_RECIPES):  # a table or a list has no hash
             raise SchemaError(f"task is {task!r}, not one of {', '.join(_RECIPES)}")
         recipe = decode(_RECIPES[task], content, strict=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The training loop, whatever is trained: steps, validation, checkpoints, exact resume. Yields events; prints nothing."""
+"""The training loop, whatever is trained: steps, validation, checkpoints, exact resume. Yields events."""
 
 import copy
 import json
@@ -58,8 +58,11 @@ class Task(Protocol[BatchT, ModelT]):
     generator. So a resumed run goes on as if it had never stopped.
     """
 
-    recipe: Recipe
     steps_per_epoch: int  # about, where batches are drawn anew each epoch
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, of the task's own kind."""
 
     def describe(self) -> list[str]:
         """Network and data, for people."""
@@ -83,10 +86,10 @@ class Task(Protocol[BatchT, ModelT]):
         """The exact scores of the best weights, on the CPU, for the manifest."""
 
     def carried(self) -> dict[str, Tensor]:
-        """What is carried from batch to batch."""
+        """What is carried from batch to batch, by its names in the checkpoint."""
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Set what is carried; a KeyError names what is missing."""
+        """Set what is carried from a checkpoint's tensors; a KeyError names what is missing."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,12 @@ class Trainer(Generic[BatchT, ModelT]):
         """
         training = self.recipe.training
         clock = began = time.perf_counter()
-        tokens = done = 0
+        tokens = 0
         reason: Literal["complete", "early-stop", "interrupt"] = "complete"
-        for batch in self._remaining_batches():
+        for done, batch in enumerate(self._remaining_batches(), 1):
             loss, norm, count = self._step(batch)
             self._loss_sum += loss
             tokens += count
-            done += 1
             step = self.progress.step
             if step % _LOG_INTERVAL == 0 or step == self.total_steps:
                 now = time.perf_counter()
@@ -322,9 +324,9 @@ class Trainer(Generic[BatchT, ModelT]):
             **module_tensors("model", self.model),
             **module_tensors("average", self.average),
             **optimizer_tensors(self.optimizer),
+            **self.task.carried(),
             "random": torch.get_rng_state(),
         }
-        tensors.update({f"state.{name}": tensor for name, tensor in self.task.carried().items()})
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state()
         save_checkpoint(self.directory / LAST, tensors, self.progress)
@@ -335,13 +337,13 @@ class Trainer(Generic[BatchT, ModelT]):
         restore_module("model", self.model, tensors)
         restore_module("average", self.average, tensors)
         restore_optimizer(self.optimizer, tensors)
-        carried = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("state.")}
         try:
-            self.task.restore(carried, self.device)
+            self.task.restore(tensors, self.device)
             torch.set_rng_state(tensors["random"])
         except KeyError as error:
-            path = self.directory / LAST
-            raise RunError(f"{path} has no tensor {error}", "train again, or copy the run again") from error
+            raise RunError(
+                f"{self.directory / LAST} has no tensor {error.args[0]}", "train again, or copy the run again"
+            ) from error
         if self.device.type == "cuda" and "random_cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random_cuda"])
         written = self._metrics.read_bytes() if self._metrics.is_file() else b""

@@ -16,6 +16,8 @@ from rnn_edge.errors import RnnEdgeError
 # without torch, so that --help works everywhere, and naming what to install when they run without it.
 COMMANDS = {
     "generate": "rnn_edge.cli.generate",
+    "translate": "rnn_edge.cli.translate",
+    "evaluate": "rnn_edge.cli.evaluate",
     "models": "rnn_edge.cli.models",
     "show": "rnn_edge.cli.show",
     "verify": "rnn_edge.cli.verify",

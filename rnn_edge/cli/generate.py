@@ -1,17 +1,13 @@
 """``rnn-edge generate``."""
 
-import signal
-import sys
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from rnn_edge.errors import DataError, InvalidValueError
-
-if TYPE_CHECKING:
-    from rnn_edge.language_model import Generation
+from rnn_edge.cli.input import cancel_on_interrupt, read_input
+from rnn_edge.errors import InvalidValueError
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -65,7 +61,9 @@ def generate(
     from rnn_edge.state import load_state as read_state
     from rnn_edge.state import save_state as write_state
 
-    text = _prompt(prompt, file)
+    if prompt is not None and file is not None:
+        raise InvalidValueError("--prompt and --file exclude each other", "give one of the two")
+    text = read_input(prompt, file, "the prompt")
     if save_state:
         check_output(save_state, force=force, folder=False)
     started = perf_counter()
@@ -86,15 +84,15 @@ def generate(
         unknown=unknown,  # type: ignore[arg-type]  # checked there
         log_probabilities=json_lines,
     )
-    _cancel_on_interrupt(generation)
     out = render.StreamWriter()
     if display_prompt and not json_lines:
         out.write(text)
     end = None
     try:
-        for event in generation:
-            out.write(render.event_line(event) if json_lines else event.text)
-            end = event
+        with cancel_on_interrupt(generation.cancel):
+            for event in generation:
+                out.write(render.event_line(event) if json_lines else event.text)
+                end = event
         out.close()
     except BrokenPipeError:
         if save_state:  # nobody reads on, but the text can go on
@@ -108,32 +106,3 @@ def generate(
         render.note(render.summary(end.timings, loaded, model.graph.device, generation.seed))
     if end.finish_reason == "interrupt":
         raise typer.Exit(130)
-
-
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    if prompt is not None and file is not None:
-        raise InvalidValueError("--prompt and --file exclude each other", "give one of the two")
-    if prompt is not None:
-        return prompt
-    try:
-        if file is not None:
-            return file.read_bytes().decode("utf-8")
-        if sys.stdin is not None and not sys.stdin.isatty():
-            return sys.stdin.buffer.read().decode("utf-8")
-    except OSError as error:
-        raise DataError(
-            f"cannot read {file or 'standard input'}: {error.strerror or error}", "check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"the prompt is not UTF-8: byte {error.start}", "convert it to UTF-8") from error
-    return ""
-
-
-def _cancel_on_interrupt(generation: "Generation") -> None:
-    """First Ctrl-C: end after this token, with everything kept. Second: stop at once."""
-
-    def handle(_signal: int, _frame: object) -> None:
-        generation.cancel()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, handle)

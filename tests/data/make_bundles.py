@@ -5,20 +5,22 @@ run this again only when the bundle format changes.
 """
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from rnn_edge.manifest import Lowering
 from rnn_edge_export.language_model.data import load_corpus
-from rnn_edge_export.onnx_export import export_bundle, load_source
-from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
+from rnn_edge_export.language_model.export import load_source
+from rnn_edge_export.language_model.task import LanguageModelTask
+from rnn_edge_export.onnx_export import export_bundle
+from rnn_edge_export.recipe import DataRecipe, LanguageModelRecipe, LanguageModelSection, StreamSection
+from rnn_edge_export.run import load_run
 from rnn_edge_export.training import Trainer
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus.txt"
-TRAINING = TrainingRecipe(
+TRAINING = StreamSection(
     epochs=40,
     batch_size=8,
     sequence_length=48,
@@ -28,9 +30,9 @@ TRAINING = TrainingRecipe(
     validation_interval=100,
     precision="fp32",
 )
-BUNDLES: dict[str, tuple[ModelRecipe, Lowering]] = {
-    "lstm": (ModelRecipe("lstm", 16, 32, 2, layer_dropout=0.0, output_dropout=0.0), "operator"),
-    "gru": (ModelRecipe("gru", 16, 32, 1, layer_dropout=0.0, output_dropout=0.0), "cell"),
+BUNDLES: dict[str, tuple[LanguageModelSection, Lowering]] = {
+    "lstm": (LanguageModelSection("lstm", 16, 32, 2, layer_dropout=0.0, output_dropout=0.0), "operator"),
+    "gru": (LanguageModelSection("gru", 16, 32, 1, layer_dropout=0.0, output_dropout=0.0), "cell"),
 }
 
 
@@ -40,12 +42,13 @@ def main() -> None:
     corpus = load_corpus(CORPUS, None, TRAINING)
     data = DataRecipe("The lighthouse keeper's ledger", "tests/data/corpus.txt", "MIT", corpus.sha256)
     for name, (model, lowering) in BUNDLES.items():
-        recipe = Recipe(title=f"Tiny {model.cell.upper()} for tests", data=data, model=model, training=TRAINING)
+        title = f"Tiny {model.cell.upper()} for tests"
+        recipe = LanguageModelRecipe(title=title, data=data, model=model, training=TRAINING)
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / name
-            for _ in Trainer(recipe, corpus, run, "cpu", resume=False).run():
+            for _ in Trainer(LanguageModelTask(recipe, corpus), run, "cpu", resume=False).run():
                 pass
-            source = replace(load_source(run), recipe=recipe)
+            source = load_source(run, load_run(run), recipe)
             bundle, checks = export_bundle(source, HERE / name, name=f"tiny-{name}", lowering=lowering, force=True)
         worst = max(check.difference for check in checks)
         scores = ", ".join(f"{metric.value:.3f}" for metric in bundle.manifest.metrics)

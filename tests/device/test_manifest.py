@@ -135,9 +135,9 @@ def test_names_that_are_not_listed() -> None:
     [
         (lambda value: value["graphs"].clear(), "graphs.step is missing"),
         (lambda value: value["state"].clear(), "state lists no pairs"),
-        (lambda value: value["state"].append(value["state"][0]), "state names a tensor twice"),
-        (lambda value: value["state"][0].update(output="h0"), "state names a tensor twice"),
-        (lambda value: value["state"][0].update(width=0), "state has a width below 1"),
+        (lambda value: value["state"].append(value["state"][0]), "state and memory name a tensor twice"),
+        (lambda value: value["state"][0].update(output="h0"), "state and memory name a tensor twice"),
+        (lambda value: value["state"][0].update(width=0), "state or memory has a width below 1"),
         (lambda value: value["state"][0].update(dtype="float64"), "state[0].dtype is 'float64'"),
         (lambda value: value["tokenizer"].update(vocabulary_size=0), "vocabulary_size is below 1"),
         (lambda value: value["special_ids"].update(start=70), "special_ids.start is 70, outside the vocabulary of 70"),

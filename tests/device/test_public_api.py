@@ -38,7 +38,9 @@ def test_the_example_of_the_documentation() -> None:
     model = rnn_edge.LanguageModel.load(LSTM)
     pieces = [event.text for event in model.generate("Marta", max_tokens=20, temperature=0.8, seed=1)]
     assert len("".join(pieces)) == 20
-    again = rnn_edge.load(str(LSTM)).generate("Marta", max_tokens=20, temperature=0.8, seed=1)
+    same = rnn_edge.load(str(LSTM))
+    assert isinstance(same, rnn_edge.LanguageModel)
+    again = same.generate("Marta", max_tokens=20, temperature=0.8, seed=1)
     assert [event.text for event in again] == pieces
 
 

@@ -71,11 +71,11 @@ def test_replay_counts_every_step() -> None:
     graph = StepGraph(bundle, device="cpu")
     transcript = bundle.manifest.golden[1]
     wrong = tuple((token + 1) % 70 for token in transcript.best)
-    result = replay(graph, replace(transcript, best=wrong, tolerance=-1.0))
+    result = replay(graph.stepper(), replace(transcript, best=wrong, tolerance=-1.0))
     assert (result.steps, result.explained) == (128, 0)
     assert result.unexplained == tuple(range(128))
     # A margin that is not below the tolerance explains nothing, however small both are.
-    result = replay(graph, replace(transcript, best=wrong, margins=(0.0,) * 128, tolerance=0.0))
+    result = replay(graph.stepper(), replace(transcript, best=wrong, margins=(0.0,) * 128, tolerance=0.0))
     assert result.explained == 0
 
 

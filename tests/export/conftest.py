@@ -8,20 +8,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 
 from rnn_edge.cli import run
 from rnn_edge.manifest import Cell, Lowering
 from rnn_edge.tokenizer import character_tokenizer
-from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe
+from rnn_edge_export.recipe import DataRecipe, LanguageModelRecipe, LanguageModelSection, StreamSection
 
 if TYPE_CHECKING:
     from rnn_edge.bundle import Bundle
+    from rnn_edge_export.language_model.export import LanguageModelSource
     from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-    from rnn_edge_export.onnx_export import Source
+    from rnn_edge_export.language_model.task import LanguageModelTask, Window
     from rnn_edge_export.training import Trainer
+
+    class LanguageModelTrainer(Trainer[Window, RecurrentLanguageModel]):
+        """A trainer whose task is known."""
+
+        task: LanguageModelTask
+
 
 if find_spec("torch") is None:  # a device: nothing here applies
     collect_ignore_glob = ["test_*.py"]
@@ -47,7 +54,8 @@ class Exported(NamedTuple):
 Cli = Callable[..., Answer]
 CliError = Callable[..., tuple[str, str]]
 Export = Callable[[Cell, Lowering, int, bool], Exported]
-MakeTrainer = Callable[..., "Trainer"]
+MakeSource = Callable[..., "LanguageModelSource"]
+MakeTrainer = Callable[..., "LanguageModelTrainer"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -58,6 +66,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 def names(folder: Path) -> list[str]:
     """What stands in a folder, hidden files too."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def load_best(run: Path) -> "LanguageModelSource":
+    """A run's best weights, as an export takes them."""
+    from rnn_edge_export.language_model.export import load_source
+    from rnn_edge_export.run import load_run
+
+    content = load_run(run)
+    assert isinstance(content.recipe, LanguageModelRecipe)
+    return load_source(run, content, content.recipe)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -145,40 +163,42 @@ def make_trainer(tmp_path: Path, text: str) -> MakeTrainer:
 
     def make(
         name: str | None = None, *, resume: bool = False, corpus: str = text[:3000], model: Any = None, **changes: Any
-    ) -> "Trainer":
+    ) -> "LanguageModelTrainer":
         from rnn_edge_export.language_model.data import load_corpus
+        from rnn_edge_export.language_model.task import LanguageModelTask
         from rnn_edge_export.training import Trainer
 
         directory = tmp_path / (name or f"run{next(count)}")
         path = tmp_path / "trainer-corpus.txt"
         path.write_text(corpus, encoding="utf-8", newline="")
-        plan = Recipe(
-            model=model or ModelRecipe(embedding=6, hidden=12, layers=2),
+        plan = LanguageModelRecipe(
+            model=model or LanguageModelSection(embedding=6, hidden=12, layers=2),
             training=replace(SMALL_TRAINING, **changes),
         )
-        return Trainer(plan, load_corpus(path, None, plan.training), directory, "cpu", resume=resume)
+        task = LanguageModelTask(plan, load_corpus(path, None, plan.training))
+        return cast("LanguageModelTrainer", Trainer(task, directory, "cpu", resume=resume))
 
     return make
 
 
-SMALL_TRAINING = TrainingRecipe(
+SMALL_TRAINING = StreamSection(
     epochs=1.0, batch_size=4, sequence_length=16, validation_interval=20, warmup_steps=5, precision="fp32"
 )
 
 
 @pytest.fixture(scope="session")
-def make_source() -> Callable[..., "Source"]:
+def make_source() -> MakeSource:
     """An untrained model with all weights and biases random: zeros would hide mistakes."""
 
-    def make(cell: Cell, layers: int, tied: bool, hidden: int = 8) -> "Source":
+    def make(cell: Cell, layers: int, tied: bool, hidden: int = 8) -> "LanguageModelSource":
         import torch
 
+        from rnn_edge_export.language_model.export import LanguageModelSource
         from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-        from rnn_edge_export.onnx_export import Source
 
-        recipe = Recipe(
+        recipe = LanguageModelRecipe(
             data=DataRecipe(title="letters", sha256="0" * 64),
-            model=ModelRecipe(
+            model=LanguageModelSection(
                 cell=cell, embedding=hidden if tied else 5, hidden=hidden, layers=layers, tie_weights=tied
             ),
         )
@@ -187,13 +207,13 @@ def make_source() -> Callable[..., "Source"]:
         generator = torch.Generator().manual_seed(11)
         for parameter in model.parameters():
             parameter.normal_(std=0.4, generator=generator)
-        return Source(model, tokenizer, recipe, ())
+        return LanguageModelSource(model, tokenizer, recipe)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def exported(make_source: Callable[..., "Source"], tmp_path_factory: pytest.TempPathFactory) -> Export:
+def exported(make_source: MakeSource, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Export one combination; each only once a session."""
 
     @functools.cache

@@ -19,23 +19,23 @@ from safetensors.torch import save_file
 from rnn_edge.errors import RnnEdgeError, RunError
 from rnn_edge_export.checkpoint import Best, Progress, load_checkpoint, module_tensors, restore_module, save_checkpoint
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.recipe import ModelRecipe
+from rnn_edge_export.recipe import LanguageModelSection
 
 _OLD, _NEW = {"a": torch.arange(6.0).view(2, 3)}, {"a": torch.zeros(2, 3)}
-_MODEL = ModelRecipe(embedding=4, hidden=4, layers=1)
+_MODEL = LanguageModelSection(embedding=4, hidden=4, layers=1)
 
 
 def _saved(folder: Path) -> Path:
     path = folder / "last.safetensors"
-    save_checkpoint(path, _OLD, Progress(step=7, best_loss=1.25))
+    save_checkpoint(path, _OLD, Progress(step=7, best=1.25))
     return path
 
 
 def test_tensors_and_description_come_back(tmp_path: Path) -> None:
     tensors = {"odd": torch.arange(6.0).view(2, 3).t(), "random": torch.get_rng_state(), "scalar": torch.tensor(3.0)}
-    save_checkpoint(tmp_path / "x.safetensors", tensors, Progress(step=7, loss_sum=0.1, best_loss=None))
+    save_checkpoint(tmp_path / "x.safetensors", tensors, Progress(step=7, loss_sum=0.1, best=None))
     loaded, progress = load_checkpoint(tmp_path / "x.safetensors", Progress)
-    assert progress == Progress(step=7, loss_sum=0.1, best_loss=None)
+    assert progress == Progress(step=7, loss_sum=0.1, best=None)
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
@@ -70,6 +70,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         {"rnn-edge": "{"},
         {"rnn-edge": "[]"},
         {"rnn-edge": json.dumps({"step": "7"})},
+        {"rnn-edge": json.dumps({"step": 7, "window": 3})},  # of another version: where it stands is not known
     ):
         save_file(_OLD, path, metadata)
         with pytest.raises(RunError, match="is not a checkpoint"):
@@ -145,13 +146,13 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path, moment: str) -
 @pytest.mark.parametrize("change", [{"hidden": 5}, {"layers": 2}])
 def test_weights_of_another_model_are_refused(change: dict[str, int]) -> None:
     tensors = module_tensors("model", RecurrentLanguageModel(_MODEL, 6))
-    other = RecurrentLanguageModel(ModelRecipe(**{"embedding": 4, "hidden": 4, "layers": 1, **change}), 6)  # type: ignore[arg-type]
+    other = RecurrentLanguageModel(LanguageModelSection(**{"embedding": 4, "hidden": 4, "layers": 1, **change}), 6)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="the checkpoint's"):
         restore_module("model", other, tensors)
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
-    recipe = ModelRecipe(embedding=4, hidden=4, layers=1, tie_weights=True)
+    recipe = LanguageModelSection(embedding=4, hidden=4, layers=1, tie_weights=True)
     torch.manual_seed(1)
     model = RecurrentLanguageModel(recipe, 6)
     save_checkpoint(tmp_path / "x", module_tensors("model", model), Progress())

@@ -10,19 +10,21 @@ from typing import Literal
 import pytest
 import torch
 
-from rnn_edge_export.language_model.data import load_corpus
 from rnn_edge_export.hardware import resolve_device, resolve_precision
+from rnn_edge_export.language_model.data import load_corpus
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.onnx_export import export_bundle, load_source
-from rnn_edge_export.recipe import ModelRecipe, Recipe, TrainingRecipe
+from rnn_edge_export.language_model.task import LanguageModelTask
+from rnn_edge_export.onnx_export import export_bundle
+from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
 from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer
+from tests.export.conftest import load_best
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA GPU"),
 ]
 
-_MODEL = ModelRecipe(embedding=8, hidden=16, layers=2, weight_drop=0.3, input_dropout=0.1)
+_MODEL = LanguageModelSection(embedding=8, hidden=16, layers=2, weight_drop=0.3, input_dropout=0.1)
 
 
 def test_weight_drop_reaches_the_fused_kernel() -> None:
@@ -43,7 +45,7 @@ def test_weight_drop_reaches_the_fused_kernel() -> None:
 def test_a_run_trains_resumes_and_exports(tmp_path: Path, text: str, precision: Literal["fp32", "bf16"]) -> None:
     corpus_file = tmp_path / "corpus.txt"
     corpus_file.write_text(text, encoding="utf-8")
-    training = TrainingRecipe(
+    training = StreamSection(
         epochs=2.0,
         batch_size=8,
         sequence_length=24,
@@ -52,23 +54,24 @@ def test_a_run_trains_resumes_and_exports(tmp_path: Path, text: str, precision: 
         reset_probability=0.05,
         precision=precision,
     )
-    plan = Recipe(model=_MODEL, training=training)
+    plan = LanguageModelRecipe(model=_MODEL, training=training)
     corpus = load_corpus(corpus_file, None, training)
-    trainer = Trainer(plan, corpus, tmp_path / "run", "cuda", resume=False)
+    trainer = Trainer(LanguageModelTask(plan, corpus), tmp_path / "run", "cuda", resume=False)
     losses = []
     for event in trainer.run():
         if isinstance(event, StepEvent):
             losses.append(event.loss)
             trainer.interrupted = event.step == 50
     assert losses[-1] < losses[0]
-    trainer = Trainer(plan, corpus, tmp_path / "run", "auto", resume=True)
+    trainer = Trainer(LanguageModelTask(plan, corpus), tmp_path / "run", "auto", resume=True)
     assert trainer.device.type == "cuda"
     assert trainer.progress.step == 50
     finished = list(trainer.run())[-1]
     assert isinstance(finished, FinishedEvent)
-    assert finished.carried is not None
-    assert finished.carried < math.log(corpus.tokenizer.vocabulary_size)
-    export_bundle(load_source(tmp_path / "run"), tmp_path / "bundle", name="tiny")
+    carried = finished.scores[0]
+    assert carried.method == "state carried from a zero start"
+    assert carried.value < math.log(corpus.tokenizer.vocabulary_size)
+    export_bundle(load_best(tmp_path / "run"), tmp_path / "bundle", name="tiny")
 
 
 def test_auto_takes_the_gpu() -> None:

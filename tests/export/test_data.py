@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from rnn_edge.errors import DataError, InvalidValueError
-from rnn_edge_export.language_model.data import load_corpus, read_text, windows, windows_per_epoch
-from rnn_edge_export.recipe import TrainingRecipe
+from rnn_edge.text_files import read_text
+from rnn_edge_export.language_model.data import load_corpus, windows, windows_per_epoch
+from rnn_edge_export.recipe import StreamSection
 
-_SMALL = TrainingRecipe(batch_size=2, sequence_length=4)
+_SMALL = StreamSection(batch_size=2, sequence_length=4)
 
 
 def _file(folder: Path, content: bytes, name: str = "text.txt") -> Path:
@@ -35,7 +36,7 @@ def test_the_last_tenth_is_validation(tmp_path: Path, length: int) -> None:
 
 def test_another_share_for_validation(tmp_path: Path) -> None:
     corpus = load_corpus(
-        _file(tmp_path, b"abcd" * 50), None, TrainingRecipe(batch_size=2, sequence_length=4, validation_fraction=0.25)
+        _file(tmp_path, b"abcd" * 50), None, StreamSection(batch_size=2, sequence_length=4, validation_fraction=0.25)
     )
     assert (len(corpus.train), len(corpus.valid)) == (150, 50)
     assert "25%" in corpus.valid_source
@@ -99,7 +100,7 @@ def test_too_little_for_validation(tmp_path: Path) -> None:
         load_corpus(_file(tmp_path, b"ab" * 20), _file(tmp_path, b"a", "one.txt"), _SMALL)
 
 
-_SMALL_FRACTION = TrainingRecipe(batch_size=2, sequence_length=4, validation_fraction=0.01)
+_SMALL_FRACTION = StreamSection(batch_size=2, sequence_length=4, validation_fraction=0.01)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,12 +18,12 @@ from rnn_edge.bundle import read_bundle
 from rnn_edge.cli import run
 from rnn_edge.errors import RnnEdgeError
 from rnn_edge.verification import verify
-from rnn_edge_export import onnx_export
+from rnn_edge_export.language_model import export as language_model_export
 from rnn_edge_export.onnx_export import Source, export_bundle
 from tests.export.conftest import contents, names
 
 if TYPE_CHECKING:
-    from tests.export.conftest import Cli, CliError, Export
+    from tests.export.conftest import Cli, CliError, Export, MakeSource
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_the_manifest_tells_where_the_model_comes_from(trained: Path, bundle_of_
     lines = (trained / "metrics.jsonl").read_text(encoding="utf-8").strip().split("\n")
     finished = json.loads(lines[-1])
     carried, cold = manifest.metrics
-    assert (carried.value, cold.value) == (finished["carried"], finished["cold"])
+    assert [carried.value, cold.value] == [score["value"] for score in finished["scores"]]
     assert (carried.data, carried.split) == ("Lines", "the last 10% of corpus.txt")
     assert "carried" in carried.method
     assert "256" in cold.method
@@ -226,10 +225,10 @@ def test_a_read_only_output(trained: Path, tmp_path: Path, cli_error: CliError) 
 
 
 @pytest.fixture
-def small(exported: Export, make_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch) -> Source:
+def small(exported: Export, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch) -> Source:
     """A source whose graph is already exported."""
     content = exported("rnn", "operator", 1, False).bundle.graph("step")
-    monkeypatch.setattr(onnx_export, "export_graph", lambda *_: content)
+    monkeypatch.setattr(language_model_export, "step_graph", lambda *_: content)
     return make_source("rnn", 1, False)
 
 

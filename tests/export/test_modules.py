@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from rnn_edge.manifest import Cell
-from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, parameter_count
-from rnn_edge_export.recipe import ModelRecipe
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State
+from rnn_edge_export.layers import parameter_count
+from rnn_edge_export.recipe import LanguageModelSection
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-_PLAIN = ModelRecipe(embedding=5, hidden=8, layers=2, layer_dropout=0.0, output_dropout=0.0)
+_PLAIN = LanguageModelSection(embedding=5, hidden=8, layers=2, layer_dropout=0.0, output_dropout=0.0)
 
 
-def _model(recipe: ModelRecipe, vocabulary: int = 11, seed: int = 0) -> RecurrentLanguageModel:
+def _model(recipe: LanguageModelSection, vocabulary: int = 11, seed: int = 0) -> RecurrentLanguageModel:
     torch.manual_seed(seed)
     return RecurrentLanguageModel(recipe, vocabulary)
 
@@ -149,7 +150,7 @@ def test_every_dropout_acts_in_training_alone(kind: str) -> None:
 
 
 def test_tied_weights_are_one_matrix_and_count_once() -> None:
-    recipe = ModelRecipe(embedding=8, hidden=8, layers=1, tie_weights=True)
+    recipe = LanguageModelSection(embedding=8, hidden=8, layers=1, tie_weights=True)
     tied, free = _model(recipe), _model(replace(recipe, tie_weights=False))
     assert tied.output.weight is tied.embedding.weight
     assert parameter_count(free) - parameter_count(tied) == 11 * 8

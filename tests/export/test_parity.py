@@ -14,15 +14,18 @@ import torch
 from onnx import numpy_helper
 
 from rnn_edge.errors import ParityError
-from rnn_edge_export import onnx_export, steps
+from rnn_edge_export import lowering as lowering_module
+from rnn_edge_export.language_model import export as language_model_export
+from rnn_edge_export.language_model import steps
+from rnn_edge_export.language_model.export import LanguageModelSource
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.onnx_export import Source, export_bundle
 from rnn_edge_export.language_model.parity import BATCHES, STEPS, check_parity
+from rnn_edge_export.onnx_export import export_bundle
 from tests.export.conftest import contents
 
 if TYPE_CHECKING:
     from rnn_edge.manifest import Cell, Lowering
-    from tests.export.conftest import Export
+    from tests.export.conftest import Export, MakeSource
 
 Change = Callable[[onnx.GraphProto], None]
 
@@ -108,23 +111,23 @@ _MUTANTS: dict[str, tuple[Cell, Lowering, Change]] = {
 
 
 @pytest.fixture
-def source(exported: Export) -> Callable[[Cell, Lowering], tuple[Source, bytes]]:
+def source(exported: Export) -> Callable[[Cell, Lowering], tuple[LanguageModelSource, bytes]]:
     """The model of a bundle of three layers as a source again, and the right graph for it."""
 
-    def find(cell: Cell, lowering: Lowering) -> tuple[Source, bytes]:
+    def find(cell: Cell, lowering: Lowering) -> tuple[LanguageModelSource, bytes]:
         from rnn_edge.tokenizer import Tokenizer
-        from rnn_edge_export.recipe import Recipe
+        from rnn_edge_export.recipe import LanguageModelRecipe
 
         model, bundle = exported(cell, lowering, 3, True)
         tokenizer = Tokenizer(bundle.read("tokenizer.json"))
-        return Source(model, tokenizer, Recipe(model=model.recipe), ()), bundle.graph("step")
+        return LanguageModelSource(model, tokenizer, LanguageModelRecipe(model=model.recipe)), bundle.graph("step")
 
     return find
 
 
 @pytest.mark.parametrize("name", _MUTANTS)
 def test_a_wrong_graph_is_never_written(
-    source: Callable[[Cell, Lowering], tuple[Source, bytes]],
+    source: Callable[[Cell, Lowering], tuple[LanguageModelSource, bytes]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     name: str,
@@ -138,7 +141,7 @@ def test_a_wrong_graph_is_never_written(
     onnx.checker.check_model(model, full_check=True)  # nothing that a look at the graph alone could find
 
     def export(content: bytes) -> list[str]:
-        monkeypatch.setattr(onnx_export, "export_graph", lambda *_: content)
+        monkeypatch.setattr(language_model_export, "step_graph", lambda *_: content)
         _, checks = export_bundle(origin, tmp_path / "bundle", name="tiny", lowering=lowering, force=True)
         return [check.name for check in checks]
 
@@ -161,37 +164,37 @@ def test_a_wrong_graph_is_never_written(
     ],
 )
 def test_a_mistake_in_the_lowering_is_found(
-    make_source: Callable[..., Source],
+    make_source: MakeSource,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     cell: Cell,
     attribute: str,
     value: object,
 ) -> None:
-    monkeypatch.setattr(f"{steps.__name__}.{attribute}", value)
+    monkeypatch.setattr(f"{lowering_module.__name__}.{attribute}", value)
     with pytest.raises(ParityError, match="differs by"):
         export_bundle(make_source(cell, 1, False), tmp_path / "bundle", name="tiny")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_in_the_folding_is_found(
-    make_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_source: MakeSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(steps, "_reorder", lambda tensor, _: tensor)
+    monkeypatch.setattr(lowering_module, "_reorder", lambda tensor, _: tensor)
     with pytest.raises(ParityError, match="differs by"):
         export_bundle(make_source("lstm", 1, False), tmp_path / "bundle", name="tiny", lowering="cell")
 
 
 def test_an_operator_that_is_not_allowed_stops_the_export(
-    make_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_source: MakeSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(steps.ALLOWED_OPERATORS, "cell", steps.ALLOWED_OPERATORS["cell"] - {"Tanh"})
-    with pytest.raises(ParityError, match="the cell lowering produced Tanh"):
+    with pytest.raises(ParityError, match="the lowering produced Tanh"):
         export_bundle(make_source("rnn", 1, False), tmp_path / "bundle", name="tiny", lowering="cell")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_are_no_numbers_stop_the_export(make_source: Callable[..., Source], tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_stop_the_export(make_source: MakeSource, tmp_path: Path) -> None:
     good = make_source("rnn", 1, False)
     model = RecurrentLanguageModel(good.recipe.model, good.tokenizer.vocabulary_size).requires_grad_(False).eval()
     model.output.bias[0] = torch.nan

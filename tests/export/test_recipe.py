@@ -11,34 +11,43 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rnn_edge.errors import InvalidValueError, RunError
-from rnn_edge_export.recipe import DataRecipe, ModelRecipe, Recipe, TrainingRecipe, flag_name
+from rnn_edge_export.recipe import (
+    DataRecipe,
+    LanguageModelRecipe,
+    LanguageModelSection,
+    StreamSection,
+    TranslationRecipe,
+    flag_name,
+    read_recipe,
+)
 
 if TYPE_CHECKING:
     from tests.export.conftest import Cli, CliError
 
 
-def _read(folder: Path, content: str) -> Recipe:
+def _read(folder: Path, content: str) -> LanguageModelRecipe:
     path = folder / "some.toml"
     path.write_text(content, encoding="utf-8")
-    return Recipe.from_toml(path)
+    return LanguageModelRecipe.from_toml(path)
 
 
 def test_every_field_survives_the_round_trip(tmp_path: Path) -> None:
-    recipe = Recipe(
+    recipe = LanguageModelRecipe(
         title="A title, with “quotes”, two\nlines and \\ a backslash",
         data=DataRecipe("Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32),
-        model=ModelRecipe("gru", 7, 7, 3, True, 0.1, 0.15, 0.3, False, 0.4),
-        training=TrainingRecipe(1.5, 3, 9, 0.003, 0.1, 4, 0.02, 0.5, 0.9, 0.05, 12, 6, 0.2, "bf16", 99),
+        model=LanguageModelSection("gru", 7, 7, 3, True, 0.1, 0.15, 0.3, False, 0.4),
+        training=StreamSection(1.5, 0.003, 0.1, 4, 0.02, 0.5, 0.9, 12, 6, "bf16", 99, 3, 9, 0.05, 0.2),
     )
-    default = Recipe()
+    default = LanguageModelRecipe()
     for section in ("data", "model", "training"):  # no field may be left at its default, or its loss goes unseen
         for item in dataclasses.fields(getattr(recipe, section)):
             assert getattr(getattr(recipe, section), item.name) != getattr(getattr(default, section), item.name)
     assert _read(tmp_path, recipe.to_toml()) == recipe
+    assert read_recipe(tmp_path / "some.toml") == recipe
 
 
 def test_an_empty_recipe_has_the_defaults(tmp_path: Path) -> None:
-    assert _read(tmp_path, "") == Recipe()
+    assert _read(tmp_path, "") == LanguageModelRecipe()
 
 
 def test_integers_do_for_numbers(tmp_path: Path) -> None:
@@ -60,6 +69,10 @@ def test_integers_do_for_numbers(tmp_path: Path) -> None:
         ("[training]\nepochs = nan\n", "training.epochs is not a finite number"),
         ("[training]\nlearning_rate = inf\n", "training.learning_rate is not a finite number"),
         ("model = 3\n", "model is an integer, not a table"),
+        ('task = "chess"\n', "task is 'chess', not one of language-model, translation"),
+        ("task = 1\n", "task is 1, not one of"),
+        ('task = ["translation"]\n', "task is ['translation'], not one of"),
+        ("[task]\n", "task is {}, not one of"),
         ("[model\n", "recipe"),
     ],
 )
@@ -69,11 +82,19 @@ def test_mistakes_are_named(tmp_path: Path, content: str, message: str) -> None:
     assert message in caught.value.message
 
 
+def test_a_recipe_for_another_task_is_refused(tmp_path: Path) -> None:
+    content = TranslationRecipe().to_toml()
+    with pytest.raises(RunError, match=r"some\.toml is for translation") as caught:
+        _read(tmp_path, content)
+    assert "rnn-edge train translation" in caught.value.hint
+    assert read_recipe(tmp_path / "some.toml") == TranslationRecipe()
+
+
 def test_a_recipe_that_is_not_text_or_missing(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b'title = "\xff"\n')
     for path in (tmp_path / "bad.toml", tmp_path / "missing.toml", tmp_path):
         with pytest.raises(RunError, match=re.escape(str(path))):
-            Recipe.from_toml(path)
+            LanguageModelRecipe.from_toml(path)
 
 
 _OUT_OF_RANGE: list[tuple[str, Any]] = [
@@ -107,13 +128,13 @@ _OUT_OF_RANGE: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("name", "value"), _OUT_OF_RANGE)
 def test_values_out_of_range_name_the_flag(name: str, value: Any) -> None:
     with pytest.raises(InvalidValueError, match=f"^{flag_name(name)} is "):
-        Recipe().override({name: value})
+        LanguageModelRecipe().override({name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), [("cell", "lsmt"), ("precision", "fp8")])
 def test_unknown_choices_are_refused(name: str, value: str) -> None:
     with pytest.raises(InvalidValueError, match=f"{flag_name(name)} .*{value}"):
-        Recipe().override({name: value})
+        LanguageModelRecipe().override({name: value})
 
 
 def test_a_recipe_file_is_checked_for_ranges_too(tmp_path: Path) -> None:
@@ -122,24 +143,24 @@ def test_a_recipe_file_is_checked_for_ranges_too(tmp_path: Path) -> None:
 
 
 def test_flags_override_and_none_leaves_alone() -> None:
-    base = Recipe(title="kept", model=ModelRecipe(hidden=32), training=TrainingRecipe(seed=5))
+    base = LanguageModelRecipe(title="kept", model=LanguageModelSection(hidden=32), training=StreamSection(seed=5))
     new = base.override({"layers": 3, "hidden": None, "epochs": 2.0, "seed": None, "tie_weights": False})
     assert new == dataclasses.replace(
-        base, model=ModelRecipe(hidden=32, layers=3), training=TrainingRecipe(seed=5, epochs=2.0)
+        base, model=LanguageModelSection(hidden=32, layers=3), training=StreamSection(seed=5, epochs=2.0)
     )
 
 
 def test_tied_weights_need_equal_widths() -> None:
     with pytest.raises(InvalidValueError, match="--embedding 6 and --hidden 8"):
-        Recipe(model=ModelRecipe(embedding=6, hidden=8)).override({"tie_weights": True})
-    assert Recipe().override({"embedding": 8, "hidden": 8, "tie_weights": True}).model.tie_weights
+        LanguageModelRecipe(model=LanguageModelSection(embedding=6, hidden=8)).override({"tie_weights": True})
+    assert LanguageModelRecipe().override({"embedding": 8, "hidden": 8, "tie_weights": True}).model.tie_weights
 
 
 def test_help_shows_a_flag_for_every_field(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     answer = cli("train", "lm", "--help")
     assert answer.code == 0
-    for section in (ModelRecipe, TrainingRecipe):
+    for section in (LanguageModelSection, StreamSection):
         for item in dataclasses.fields(section):
             assert re.search(rf"(?<![\w-]){flag_name(item.name)}(?![\w-])", answer.out), item.name
             assert item.metadata["help"] in " ".join(answer.out.split()), item.name

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnn_edge_export import scoring
+from rnn_edge_export.language_model import scoring
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.recipe import ModelRecipe
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
+from rnn_edge_export.recipe import LanguageModelSection
 
 _TOKENS = torch.randint(9, (2307,), generator=torch.Generator().manual_seed(3))
 
@@ -18,7 +18,7 @@ _TOKENS = torch.randint(9, (2307,), generator=torch.Generator().manual_seed(3))
 @pytest.fixture
 def model() -> RecurrentLanguageModel:
     torch.manual_seed(5)
-    recipe = ModelRecipe(embedding=6, hidden=10, layers=2)  # with dropout, which must not act
+    recipe = LanguageModelSection(embedding=6, hidden=10, layers=2)  # with dropout, which must not act
     model = RecurrentLanguageModel(recipe, 9).train()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)

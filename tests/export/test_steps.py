@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rnn_edge.manifest import Cell, Lowering
 from rnn_edge.state import State
 from rnn_edge.stepper import StepGraph, graph_metadata
+from rnn_edge_export.language_model.export import step_graph
 from rnn_edge_export.language_model.modules import State as ModelState
-from rnn_edge_export.onnx_export import export_graph
 from rnn_edge_export.language_model.steps import ALLOWED_OPERATORS
 
 if TYPE_CHECKING:
@@ -118,4 +118,4 @@ def test_nothing_of_the_exporting_machine_is_inside(exported_one: Exported) -> N
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_exporting_again_gives_the_same_bytes(exported: Export, cell: Cell, lowering: Lowering) -> None:
     model, bundle = exported(cell, lowering, 3, True)
-    assert export_graph(model, bundle.manifest) == bundle.graph("step")
+    assert step_graph(model, bundle.manifest) == bundle.graph("step")

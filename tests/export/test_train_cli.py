@@ -8,13 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from rnn_edge.cli import run as run_command
-from rnn_edge_export.recipe import Recipe
+from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.training import Trainer
 from tests.export.conftest import contents, names
 
@@ -87,7 +87,7 @@ def test_force_and_a_bad_corpus_lose_nothing(finished: Path, cli_error: CliError
 def test_force_leaves_no_checkpoint_of_the_old_run(
     finished: Path, cli_error: CliError, monkeypatch: pytest.MonkeyPatch, train_flags: tuple[str, ...]
 ) -> None:
-    def die(_: Trainer) -> None:
+    def die(_: Trainer[Any, Any]) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "run", die)  # before the first checkpoint
@@ -140,13 +140,15 @@ def test_a_recipe_with_an_unknown_key(tmp_path: Path, corpus_file: Path, cli_err
 def test_flags_override_the_recipe_and_the_run_keeps_the_result(
     tmp_path: Path, corpus_file: Path, cli: Cli, train_flags: tuple[str, ...]
 ) -> None:
-    plan = Recipe.from_toml(_write(tmp_path / "r.toml", '[data]\ntitle = "Lines"\n[model]\nlayers = 3\nhidden = 9\n'))
+    plan = LanguageModelRecipe.from_toml(
+        _write(tmp_path / "r.toml", '[data]\ntitle = "Lines"\n[model]\nlayers = 3\nhidden = 9\n')
+    )
     assert (plan.model.layers, plan.model.hidden) == (3, 9)
     flags = [flag for flag in train_flags if flag != "--layers"]
     flags.remove("1")  # its value
     answer = cli("train", "lm", corpus_file, "-o", tmp_path / "run", "--recipe", tmp_path / "r.toml", *flags)
     assert answer.code == 0, answer.err
-    kept = Recipe.from_toml(tmp_path / "run" / "recipe.toml")
+    kept = LanguageModelRecipe.from_toml(tmp_path / "run" / "recipe.toml")
     assert (kept.model.layers, kept.model.hidden, kept.training.batch_size) == (3, 8, 8)
     assert kept.data.title == "Lines"
     assert re.fullmatch("[0-9a-f]{64}", kept.data.sha256)
@@ -160,7 +162,7 @@ def test_a_recipe_for_another_text_is_noted(
     answer = cli("train", "lm", corpus_file, "-o", tmp_path / "run", "--recipe", recipe, *train_flags)
     assert answer.code == 0, answer.err
     assert "note: " in answer.err
-    kept = Recipe.from_toml(tmp_path / "run" / "recipe.toml").data
+    kept = LanguageModelRecipe.from_toml(tmp_path / "run" / "recipe.toml").data
     assert (kept.title, kept.licence) == ("corpus.txt", "")  # what it said is not true of this text
 
 
@@ -173,7 +175,7 @@ def test_dropout_is_short_for_two(tmp_path: Path, corpus_file: Path, cli: Cli, t
     flags = ("--dropout", 0.3, "--output-dropout", 0.1)
     answer = cli("train", "lm", corpus_file, "-o", tmp_path / "run", *train_flags, *flags)
     assert answer.code == 0, answer.err
-    model = Recipe.from_toml(tmp_path / "run" / "recipe.toml").model
+    model = LanguageModelRecipe.from_toml(tmp_path / "run" / "recipe.toml").model
     assert (model.layer_dropout, model.output_dropout, model.input_dropout) == (0.3, 0.1, 0.0)
 
 

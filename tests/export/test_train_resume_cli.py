@@ -72,9 +72,9 @@ def test_a_checkpoint_without_a_tensor_is_refused(finished: Path, cli_error: Cli
     """Written by other means, or for another network: an error, not a traceback."""
     last = finished / "run" / "last.safetensors"
     good, progress = load_checkpoint(last, Progress)
-    for missing in ("random", "state.h0", "model.output.bias"):
+    for missing in ("random", "state.h0", "state.c0", "model.output.bias"):
         save_checkpoint(last, {name: tensor for name, tensor in good.items() if name != missing}, progress)
-        cli_error("train", "lm", finished / "corpus.txt", "-o", finished / "run", "--resume")
+        assert missing in cli_error("train", "lm", finished / "corpus.txt", "-o", finished / "run", "--resume")[0]
 
 
 def test_the_command_printed_after_ctrl_c_goes_on(
@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_while_training(
     def open_none_to_append(self: Path, mode: str = "r", **options: Any) -> Any:
         return full() if mode == "ab" else opened(self, mode, **options)
 
-    def fill(self: Trainer) -> Any:
+    def fill(self: Trainer[Any, Any]) -> Any:
         if self.progress.step == 20:
             if place == "fsync":
                 monkeypatch.setattr(os, "fsync", full)

@@ -11,30 +11,32 @@ import pytest
 import torch
 
 from rnn_edge.errors import DeviceError
+from rnn_edge_export.checkpoint import Best, load_checkpoint
 from rnn_edge_export.hardware import resolve_device, resolve_precision
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.optimisation import learning_rate, make_optimizer
-from rnn_edge_export.recipe import ModelRecipe, TrainingRecipe
-from rnn_edge_export.run import load_best
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
-from rnn_edge_export.training import FinishedEvent, Trainer, ValidationEvent, write_sample
+from rnn_edge_export.language_model.task import write_sample
+from rnn_edge_export.optimisation import learning_rate, make_optimizer
+from rnn_edge_export.recipe import LanguageModelSection, StreamSection
+from rnn_edge_export.training import FinishedEvent, Trainer, ValidationEvent
+from tests.export.conftest import load_best
 
 if TYPE_CHECKING:
     from tests.export.conftest import MakeTrainer
 
 
-def _lines(trainer: Trainer) -> list[dict[str, Any]]:
+def _lines(trainer: Trainer[Any, Any]) -> list[dict[str, Any]]:
     content = (trainer.directory / "metrics.jsonl").read_bytes().decode()
     assert content.endswith("\n")
     return [json.loads(line) for line in content[:-1].split("\n")]
 
 
-def _losses(trainer: Trainer) -> list[float]:
+def _losses(trainer: Trainer[Any, Any]) -> list[float]:
     return [line["loss"] for line in _lines(trainer) if line["kind"] == "train"]
 
 
 def test_the_learning_rate_by_hand() -> None:
-    plan = TrainingRecipe(learning_rate=0.01, final_learning_rate=0.1, warmup_steps=4)
+    plan = StreamSection(learning_rate=0.01, final_learning_rate=0.1, warmup_steps=4)
     rates = [learning_rate(step, 12, plan) for step in range(13)]
     assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert rates[4] == pytest.approx(0.01)
@@ -49,7 +51,7 @@ def test_the_learning_rate_by_hand() -> None:
 
 def test_decay_is_for_matrices_alone(make_trainer: MakeTrainer) -> None:
     model = make_trainer().model
-    decayed, free = make_optimizer(model, TrainingRecipe(weight_decay=0.3)).param_groups
+    decayed, free = make_optimizer(model, StreamSection(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     assert {p.dim() for p in decayed["params"]} == {2}
     assert {p.dim() for p in free["params"]} == {1}
@@ -61,8 +63,8 @@ def test_averaged_weights_by_hand(make_trainer: MakeTrainer) -> None:
     initial = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     steps = 12
     history = []
-    for index, (inputs, targets) in enumerate(trainer._remaining_windows()):
-        trainer._step(inputs, targets)
+    for index, batch in enumerate(trainer._remaining_batches()):
+        trainer._step(batch)
         history.append([parameter.detach().clone() for parameter in trainer.model.parameters()])
         if index + 1 == steps:
             break
@@ -86,15 +88,18 @@ def test_without_averaging_the_average_is_the_model(make_trainer: MakeTrainer) -
 
 def test_a_text_that_can_be_learned_is_learned(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(
-        corpus="abcdefgh" * 150, epochs=8.0, learning_rate=0.02, model=ModelRecipe(embedding=8, hidden=16, layers=1)
+        corpus="abcdefgh" * 150,
+        epochs=8.0,
+        learning_rate=0.02,
+        model=LanguageModelSection(embedding=8, hidden=16, layers=1),
     )
     finished = list(trainer.run())[-1]
     assert isinstance(finished, FinishedEvent)
     losses = _losses(trainer)
     assert losses[0] > 1.5  # near log 8 = 2.08 at first
     assert losses[-1] < 0.4
-    assert finished.carried is not None
-    assert finished.carried < 0.1  # each letter but the first follows from the one before
+    assert finished.scores[0].method == "state carried from a zero start"
+    assert finished.scores[0].value < 0.1  # each letter but the first follows from the one before
 
 
 def test_the_best_weights_are_kept_and_scored(make_trainer: MakeTrainer) -> None:
@@ -107,13 +112,18 @@ def test_the_best_weights_are_kept_and_scored(make_trainer: MakeTrainer) -> None
     ]
     assert not all(event.best for event in validations)
     assert isinstance(finished, FinishedEvent)
-    assert finished.best_loss == min(losses)
-    assert finished.best_step == validations[losses.index(min(losses))].step
-    model, recipe = load_best(trainer.directory)
-    assert recipe == trainer.recipe
-    assert finished.carried == carried_loss(model, trainer.corpus.valid)
-    assert finished.cold == cold_block_loss(model, trainer.corpus.valid)
-    assert finished.valid_source == trainer.corpus.valid_source == "the last 10% of trainer-corpus.txt"
+    assert trainer.progress.best == min(losses)
+    assert finished.best_step == trainer.progress.best_step == validations[losses.index(min(losses))].step
+    _, best = load_checkpoint(trainer.directory / "best.safetensors", Best)
+    assert best == Best(finished.best_step, min(losses), None, trainer.parameters)
+    source, valid = load_best(trainer.directory), trainer.task.corpus.valid
+    assert source.recipe == trainer.recipe
+    assert [score.value for score in finished.scores] == [
+        carried_loss(source.model, valid),
+        cold_block_loss(source.model, valid),
+    ]
+    assert {score.split for score in finished.scores} == {"the last 10% of trainer-corpus.txt"}
+    assert trainer.task.corpus.valid_source == "the last 10% of trainer-corpus.txt"
     assert trainer.progress.step == trainer.total_steps
 
 
@@ -129,7 +139,7 @@ def test_early_stopping(make_trainer: MakeTrainer) -> None:
 
 
 def test_validations_and_samples_do_not_disturb_training(make_trainer: MakeTrainer) -> None:
-    model = ModelRecipe(embedding=6, hidden=12, layers=2, input_dropout=0.2, weight_drop=0.2)
+    model = LanguageModelSection(embedding=6, hidden=12, layers=2, input_dropout=0.2, weight_drop=0.2)
     often = make_trainer(model=model, validation_interval=3, reset_probability=0.2)
     assert sum(isinstance(event, ValidationEvent) for event in often.run()) == 14
     seldom = make_trainer(model=model, validation_interval=40, reset_probability=0.2)
@@ -142,11 +152,11 @@ def test_validations_and_samples_do_not_disturb_training(make_trainer: MakeTrain
 def test_samples_repeat_by_their_seed_alone(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     before = torch.get_rng_state()
-    one = write_sample(trainer.average, trainer.corpus, seed=4)
+    one = write_sample(trainer.average, trainer.task.corpus, seed=4)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
-    assert write_sample(trainer.average, trainer.corpus, seed=4) == one
-    assert write_sample(trainer.average, trainer.corpus, seed=5) != one
+    assert write_sample(trainer.average, trainer.task.corpus, seed=4) == one
+    assert write_sample(trainer.average, trainer.task.corpus, seed=5) != one
 
 
 def test_the_seed_decides_everything(make_trainer: MakeTrainer) -> None:
@@ -181,17 +191,25 @@ def test_streams_are_reset_with_the_chance_asked_for(
     assert low <= sum(carried) / len(carried) <= high
 
 
-def test_every_epoch_starts_elsewhere_from_a_zero_state(make_trainer: MakeTrainer) -> None:
+def test_every_epoch_starts_elsewhere_from_a_zero_state(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows: list[torch.Tensor] = []
+    zero: list[bool] = []
+    forward = RecurrentLanguageModel.forward
+
+    def watch(self: RecurrentLanguageModel, tokens: Any, state: Any) -> Any:
+        if self.training:
+            windows.append(tokens)
+            zero.append(not any(tensor.any() for layer in state for tensor in layer))
+        return forward(self, tokens, state)
+
+    monkeypatch.setattr(RecurrentLanguageModel, "forward", watch)
     trainer = make_trainer(epochs=2.0)
-    starts = []
-    for inputs, _ in trainer._remaining_windows():
-        if trainer.progress.step in (1, 43):
-            starts.append(inputs.clone())
-            assert all(not tensor.any() for layer in trainer.state for tensor in layer)
-        trainer.state = [tuple(tensor + 1 for tensor in layer) for layer in trainer.state]
+    list(trainer.run())
     assert trainer.progress.step == 84
-    assert len(starts) == 2
-    assert not torch.equal(*starts)
+    assert zero == ([True] + [False] * 41) * 2
+    assert not torch.equal(windows[0], windows[42])
 
 
 def test_cpu_device_and_precision() -> None:

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from rnn_edge.errors import RunError
+from rnn_edge.schema import decode
 from rnn_edge_export.checkpoint import Best, Progress, load_checkpoint
 from rnn_edge_export.optimisation import learning_rate
-from rnn_edge_export.run import load_best, read_scores
+from rnn_edge_export.run import load_run
 from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer, ValidationEvent
+from tests.export.conftest import load_best
 
 if TYPE_CHECKING:
     from tests.export.conftest import MakeTrainer
 
 
-def _lines(trainer: Trainer) -> list[dict[str, Any]]:
+def _lines(trainer: Trainer[Any, Any]) -> list[dict[str, Any]]:
     content = (trainer.directory / "metrics.jsonl").read_bytes().decode()
     assert content.endswith("\n")
     return [json.loads(line) for line in content[:-1].split("\n")]
 
 
-def _losses(trainer: Trainer) -> list[float]:
+def _losses(trainer: Trainer[Any, Any]) -> list[float]:
     return [line["loss"] for line in _lines(trainer) if line["kind"] == "train"]
 
 
 def test_events_and_metrics_agree(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(epochs=1.0, validation_interval=15)
-    assert trainer.windows_per_epoch == 42
+    assert trainer.task.steps_per_epoch == 42
     assert trainer.total_steps == 42
     events = list(trainer.run())
     lines = _lines(trainer)
@@ -42,7 +43,7 @@ def test_events_and_metrics_agree(make_trainer: MakeTrainer) -> None:
         if "loss" in line:
             assert line.pop("bits") == pytest.approx(line["loss"] / math.log(2))
             assert line.pop("perplexity") == pytest.approx(math.exp(line["loss"]))
-    assert [type(event)(**line) for event, line in zip(events, lines, strict=True)] == events
+    assert [decode(type(event), line, strict=True) for event, line in zip(events, lines, strict=True)] == events
     steps = [event for event in events if isinstance(event, StepEvent)]
     assert [event.step for event in steps] == [10, 20, 30, 40, 42]
     assert steps[0].epoch == pytest.approx(10 / 42)
@@ -53,13 +54,13 @@ def test_events_and_metrics_agree(make_trainer: MakeTrainer) -> None:
     for event in validations:
         assert len(event.sample) == 200
         assert set(event.sample) <= set(
-            trainer.corpus.tokenizer.decode(range(trainer.corpus.tokenizer.vocabulary_size))
+            trainer.task.corpus.tokenizer.decode(range(trainer.task.corpus.tokenizer.vocabulary_size))
         )
 
 
 def test_the_logged_loss_is_the_mean_of_its_steps(make_trainer: MakeTrainer) -> None:
     by_hand = make_trainer()
-    losses = [by_hand._step(inputs, targets)[0].item() for inputs, targets in by_hand._remaining_windows()]
+    losses = [by_hand._step(batch)[0].item() for batch in by_hand._remaining_batches()]
     logged = make_trainer()
     list(logged.run())
     expected = [sum(losses[start : start + 10]) / len(losses[start : start + 10]) for start in range(0, 42, 10)]
@@ -94,7 +95,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     trainer = make_trainer("broken", validation_interval=20)
     update = Trainer._update_average
 
-    def poison(self: Trainer, decay: float) -> None:
+    def poison(self: Trainer[Any, Any], decay: float) -> None:
         update(self, decay)
         if self.progress.step == 33:
             with torch.no_grad():
@@ -107,7 +108,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     tensors, progress = load_checkpoint(trainer.directory / "last.safetensors", Progress)
     assert progress.step == 20
     assert all(tensor.isfinite().all() for tensor in tensors.values())
-    assert all(tensor.isfinite().all() for tensor in load_best(trainer.directory)[0].parameters())
+    assert all(tensor.isfinite().all() for tensor in load_best(trainer.directory).model.parameters())
     assert [line["step"] for line in _lines(trainer)] == [10, 20, 20, 30]  # no NaN: it would not be JSON
     monkeypatch.setattr(Trainer, "_update_average", update)
     list(make_trainer("broken", resume=True, validation_interval=20).run())  # and it goes on from there
@@ -120,7 +121,7 @@ def test_an_average_that_is_no_number_is_never_kept(
 ) -> None:
     update = Trainer._update_average
 
-    def poison(self: Trainer, decay: float) -> None:
+    def poison(self: Trainer[Any, Any], decay: float) -> None:
         if self.progress.step == step:
             with torch.no_grad():
                 self.model.output.bias[0] = math.inf
@@ -138,14 +139,18 @@ def test_an_average_that_is_no_number_is_never_kept(
             assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-def test_scores_for_the_manifest(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_scores_for_the_manifest(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(epochs=0.3)
     finished = list(trainer.run())[-1]
     assert isinstance(finished, FinishedEvent)
-    carried, cold = read_scores(trainer.directory / "metrics.jsonl", trainer.recipe)
-    assert (carried.value, cold.value) == (finished.carried, finished.cold)
-    assert carried.split == "the last 10% of trainer-corpus.txt"
-    assert read_scores(tmp_path / "none.jsonl", trainer.recipe) == ()
+    assert load_run(trainer.directory).scores == finished.scores
+    carried, cold = finished.scores
+    assert carried.split == cold.split == "the last 10% of trainer-corpus.txt"
+    assert (carried.name, carried.unit) == (cold.name, cold.unit) == ("loss", "nats per token")
+    assert "state carried" in carried.method
+    assert "blocks of 256" in cold.method
+    (trainer.directory / "metrics.jsonl").unlink()
+    assert load_run(trainer.directory).scores == ()
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x1e"])
@@ -153,4 +158,4 @@ def test_scores_are_read_whatever_the_samples_hold(make_trainer: MakeTrainer, se
     trainer = make_trainer(corpus=f"ab{separator}" * 400, epochs=0.5)
     validation = [event for event in trainer.run() if isinstance(event, ValidationEvent)][-1]
     assert separator in validation.sample
-    assert len(read_scores(trainer.directory / "metrics.jsonl", trainer.recipe)) >= 1
+    assert len(load_run(trainer.directory).scores) >= 1

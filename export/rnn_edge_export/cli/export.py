@@ -21,6 +21,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.", metavar="RUN")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.", show_default=False)],
     lowering: Annotated[str, typer.Option(help="How a cell becomes ONNX.", metavar="operator|cell")] = "operator",
+    precision: Annotated[
+        str, typer.Option(help="Weights in the file; fp16 halves it and is storage only on a CPU.", metavar="fp32|fp16")
+    ] = "fp32",
     name: Annotated[str | None, typer.Option(help="Name of the bundle; else that of its folder.")] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown to add to the model card.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -32,16 +35,24 @@ def export(
     """
     if lowering not in ("operator", "cell"):
         raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")
+    if precision not in ("fp32", "fp16"):
+        raise InvalidValueError(f"--precision {precision} is unknown", "use fp32 or fp16")
     with workstation():
         from rnn_edge.render import show_checks
-        from rnn_edge_export.files import read_text
+        from rnn_edge.text_files import read_text
         from rnn_edge_export.onnx_export import export_bundle
 
         source = _load(run)
         if notes:
             source = replace(source, notes=read_text(notes, "utf-8")[0])
-        title = name or output.resolve().name
-        bundle, checks = export_bundle(source, output, name=title, lowering=lowering, force=force)  # type: ignore[arg-type]
+        bundle, checks = export_bundle(
+            source,
+            output,
+            name=name or output.resolve().name,
+            lowering=lowering,  # type: ignore[arg-type]  # checked above
+            precision=precision,  # type: ignore[arg-type]
+            force=force,
+        )
     show_checks([(check.name, f"{check.difference:.1e}", f"{check.tolerance:.0e}") for check in checks])
     command = "translate" if bundle.manifest.task == "translation" else "generate"
     typer.echo(

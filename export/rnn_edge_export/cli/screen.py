@@ -96,7 +96,8 @@ class TrainingScreen:
         why = "stopped early" if event.reason == "early-stop" else "finished"
         self._print(f"{why} at step {event.step:,}; best weights from step {event.best_step:,}:")
         for score in event.scores:
-            self._print(f"  {score.name} {score.value:.4f} {escape(score.unit)} on {escape(score.split)}: {escape(score.method)}")
+            words = escape(f"{score.unit} on {score.split}: {score.method}")
+            self._print(f"  {score.name} {score.value:.4f} {words}")
 
 
 def _loss(nats: float, digits: int) -> str:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rnn_edge.errors import DataError
+from rnn_edge.text_files import read_text
 from rnn_edge.tokenizer import Tokenizer, character_tokenizer
-from rnn_edge_export.files import read_text
 from rnn_edge_export.recipe import StreamSection
 
 

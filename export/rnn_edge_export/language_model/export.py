@@ -15,6 +15,7 @@ from rnn_edge.manifest import (
     Lowering,
     Manifest,
     Metric,
+    Precision,
     SamplingDefaults,
     SpecialIds,
     StatePair,
@@ -54,14 +55,14 @@ class LanguageModelSource:
     metrics: tuple[Metric, ...] = ()
     notes: str = ""
 
-    def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
+    def draft(self, name: str, lowering: Lowering, precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
         """The manifest before there are hashes, and the bundle's files."""
         section, names = self.recipe.model, self.model.state_names()
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=name,
             task="language-model",
-            precision="fp32",
+            precision=precision,
             lowering=lowering,
             architecture=Architecture(
                 cell=section.cell,

@@ -18,6 +18,7 @@ from rnn_edge_export.parity import LOGITS_TOLERANCE, STATE_TOLERANCE, Check, dif
 STEPS = (1, 16, 256)
 BATCHES = (1, 3)
 
+
 def check_parity(model: RecurrentLanguageModel, bundle: Bundle) -> list[Check]:
     """All checks, in the order in which they are printed.
 

@@ -12,6 +12,7 @@ from rnn_edge.sampling import Sampler, SamplingOptions
 from rnn_edge_export.language_model.data import Corpus, windows, windows_per_epoch
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, detach
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
+from rnn_edge_export.layers import state_names
 from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.run import TOKENIZER
 from rnn_edge_export.training import Evaluation
@@ -32,9 +33,9 @@ class LanguageModelTask:
     def describe(self) -> list[str]:
         """Network and data."""
         model, data = self.recipe.model, self.corpus
+        size = data.tokenizer.vocabulary_size
         return [
-            f"{model.cell.upper()} {model.layers} × {model.hidden}, embedding {model.embedding}, "
-            f"vocabulary {data.tokenizer.vocabulary_size}",
+            f"{model.cell.upper()} {model.layers} × {model.hidden}, embedding {model.embedding}, vocabulary {size}",
             f"{len(data.train):,} training tokens; validation on {data.valid_source} ({len(data.valid):,} tokens)",
         ]
 
@@ -84,20 +85,19 @@ class LanguageModelTask:
         return tuple(Metric("loss", loss, "nats per token", data, split, method) for method, loss in found.items())
 
     def carried(self) -> dict[str, Tensor]:
-        """The state by layer and kind: 0.0, 0.1, 1.0, …"""
-        return {
-            f"{layer}.{kind}": tensor
-            for layer, tensors in enumerate(self.state or [])
-            for kind, tensor in enumerate(tensors)
-        }
+        """The state: state.h0, state.c0, state.h1, …"""
+        if self.state is None:
+            return {}
+        return dict(zip(self._state_names(), (tensor for layer in self.state for tensor in layer), strict=True))
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         """The inverse of ``carried``."""
-        layers = self.recipe.model.layers
-        kinds = 2 if self.recipe.model.cell == "lstm" else 1
-        self.state = [
-            tuple(tensors[f"{layer}.{kind}"].to(device) for kind in range(kinds)) for layer in range(layers)
-        ]
+        flat = [tensors[name].to(device) for name in self._state_names()]
+        kinds = len(flat) // self.recipe.model.layers
+        self.state = [tuple(flat[first : first + kinds]) for first in range(0, len(flat), kinds)]
+
+    def _state_names(self) -> list[str]:
+        return [f"state.{name}" for name in state_names(self.recipe.model.cell, self.recipe.model.layers)]
 
 
 @torch.no_grad()

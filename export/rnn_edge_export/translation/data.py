@@ -1,6 +1,5 @@
 """From files of sentence pairs to token ids: reading, splitting, filtering, with a report of what was left out."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from rnn_edge.errors import DataError
+from rnn_edge.text_files import Pair, read_pairs
 from rnn_edge.tokenizer import Tokenizer
-from rnn_edge_export.files import read_text
 from rnn_edge_export.recipe import PairSection
 from rnn_edge_export.translation.subwords import train_tokenizers
 
-Pair = tuple[str, str]
 _SHORT = 10  # tokens: ratios of shorter sides say nothing
 
 
@@ -52,7 +50,7 @@ class PairCorpus:
 
     ``sha256`` is that of the training file (of both, where the sides are in two files); ``valid_sha256`` that of
     --valid, or empty; ``valid_source`` says in words where the validation pairs are from; ``leaked`` counts
-    validation pairs from --valid with a side that training has too.
+    validation pairs from --valid with a side that training has too; ``longest`` is the longest source in tokens.
     """
 
     source_tokenizer: Tokenizer
@@ -60,6 +58,7 @@ class PairCorpus:
     train: list[Pair]
     valid: list[Pair]
     filtered: Filtered
+    longest: int
     leaked: int
     sha256: str
     valid_sha256: str
@@ -102,48 +101,14 @@ def load_pairs(
         )
     if tokenizers is None:
         tokenizers = train_tokenizers(train, training)
-    kept, long, ratio = _filter(train, tokenizers, training)
+    kept, longest, long, ratio = _filter(train, tokenizers, training)
     if not kept:
         raise DataError(
             f"no pair of {names} is left: {long:,} too long, {ratio:,} of too different length",
             "raise --maximum-length or --maximum-ratio",
         )
     filtered = Filtered(len(read) - len(chosen) * (not valid), empty, len(pairs) - len(unique), shared, long, ratio)
-    return PairCorpus(*tokenizers, kept, chosen, filtered, leaked, sha256, valid_sha256, source)
-
-
-def read_pairs(paths: list[Path], encoding: str = "utf-8") -> tuple[list[Pair], str]:
-    """Pairs from one TSV file, or from two aligned files; and a SHA-256 over the content.
-
-    Sides are stripped. Of a TSV line the first two columns count, so that files with notes behind them can be used.
-
-    Raises:
-        DataError: a line without a tab, or files of different length; the line is named.
-    """
-    texts = [read_text(path, encoding) for path in paths]
-    if len(paths) == 1:
-        lines = _lines(texts[0][0])
-        pairs = []
-        for number, line in enumerate(lines, 1):
-            columns = line.split("\t")
-            if len(columns) < 2:
-                if not line.strip():
-                    continue
-                raise DataError(
-                    f"{paths[0]}, line {number} has no tab: {_excerpt(line)}",
-                    "put the two sides on one line with a tab between them, or give two files",
-                )
-            pairs.append((columns[0].strip(), columns[1].strip()))
-        return pairs, texts[0][1]
-    sides = [_lines(text) for text, _ in texts]
-    if len(sides[0]) != len(sides[1]):
-        raise DataError(
-            f"{paths[0]} has {len(sides[0]):,} lines, {paths[1]} has {len(sides[1]):,}; "
-            f"the first suspicious line is {_suspicious(*sides)}",
-            "give files whose lines belong together",
-        )
-    together = hashlib.sha256("\n".join(sha256 for _, sha256 in texts).encode()).hexdigest()
-    return [(a.strip(), b.strip()) for a, b in zip(*sides, strict=True)], together
+    return PairCorpus(*tokenizers, kept, chosen, filtered, longest, leaked, sha256, valid_sha256, source)
 
 
 def split_pairs(pairs: list[Pair], count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -156,13 +121,13 @@ def split_pairs(pairs: list[Pair], count: int, seed: int) -> tuple[list[Pair], l
 
 def _filter(
     pairs: list[Pair], tokenizers: tuple[Tokenizer, Tokenizer], training: PairSection
-) -> tuple[list[Pair], int, int]:
-    """Pairs within the limits, and how many were too long or of too different length."""
+) -> tuple[list[Pair], int, int, int]:
+    """Pairs within the limits, their longest source, and how many were too long or of too different length."""
     lengths = [
         [len(ids) for ids in tokenizer.encode_batch([pair[side] for pair in pairs])]
         for side, tokenizer in enumerate(tokenizers)
     ]
-    kept, reasons = [], Counter[str]()
+    kept, longest, reasons = [], 0, Counter[str]()
     for pair, a, b in zip(pairs, *lengths, strict=True):
         if max(a, b) > training.maximum_length:
             reasons["long"] += 1
@@ -170,22 +135,5 @@ def _filter(
             reasons["ratio"] += 1
         else:
             kept.append(pair)
-    return kept, reasons["long"], reasons["ratio"]
-
-
-def _lines(text: str) -> list[str]:
-    """Lines ended by line feeds; other line separators of Unicode may stand inside a sentence."""
-    lines = text.split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-def _suspicious(source: list[str], target: list[str]) -> int:
-    """The first line whose sides differ most unlikely in length: there a line was probably lost or split."""
-    for number, (a, b) in enumerate(zip(source, target, strict=False), 1):
-        if (not a.strip()) != (not b.strip()) or max(len(a), len(b)) > 40 + 3 * min(len(a), len(b)):
-            return number
-    return min(len(source), len(target)) + 1
-
-
-def _excerpt(line: str) -> str:
-    return repr(line if len(line) <= 60 else line[:57] + "…")
+            longest = max(longest, a)
+    return kept, longest, reasons["long"], reasons["ratio"]

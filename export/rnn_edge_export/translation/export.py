@@ -17,6 +17,7 @@ from rnn_edge.manifest import (
     Manifest,
     MemoryTensor,
     Metric,
+    Precision,
     SamplingDefaults,
     SourceSpec,
     SpecialIds,
@@ -70,7 +71,7 @@ class TranslationSource:
     metrics: tuple[Metric, ...] = ()
     notes: str = ""
 
-    def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
+    def draft(self, name: str, lowering: Lowering, precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
         """The manifest before there are hashes, and the bundle's files."""
         section, training = self.recipe.model, self.recipe.training
         source, target = self.tokenizers
@@ -83,7 +84,7 @@ class TranslationSource:
             format_version=FORMAT_VERSION,
             name=name,
             task="translation",
-            precision="fp32",
+            precision=precision,
             lowering=lowering,
             architecture=Architecture(
                 cell=section.cell,
@@ -111,8 +112,9 @@ class TranslationSource:
             source=SourceSpec(
                 TokenizerSpec(source_file, kind, source.vocabulary_size),
                 special_id(source, END),
-                training.maximum_length,
+                self.recipe.data.longest or training.maximum_length,
                 source.id_of(UNKNOWN),
+                training.source_language,
             ),
             memory=tuple(memory),
         )
@@ -156,7 +158,9 @@ def encoder_graph(model: EncoderDecoder, manifest: Manifest) -> bytes:
     Raises:
         ParityError: the exporter produced something else than asked for.
     """
-    outputs: dict[str, list[str | int]] = {item.name: ["batch", "source_length", item.width] for item in manifest.memory}
+    outputs: dict[str, list[str | int]] = {
+        item.name: ["batch", "source_length", item.width] for item in manifest.memory
+    }
     signature = Signature(
         # Sizes of 1 and equal sizes would be taken for constants or for one another.
         example=(torch.zeros(3, 7, dtype=torch.int64), torch.tensor([7, 5, 2])),

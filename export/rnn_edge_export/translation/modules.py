@@ -13,6 +13,7 @@ M memory (both directions of the encoder), K keys.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,7 @@ class EncoderDecoder(nn.Module):
         """source int64 [S, B], padded with any ids after ``lengths`` int64 [B] → memory, the decoder's first state."""
         recipe = self.recipe
         x = self._embed(self.source_embedding, source)  # [S, B, E]
-        for index, pair in enumerate(self.encoder):
-            forward, backward = pair  # type: ignore[misc]  # a ModuleList of two
+        for index, (forward, backward) in enumerate(self.encoder_pairs()):
             if index:
                 x = self._drop(x, recipe.layer_dropout)
             ahead, _ = layers.run_layer(forward, x, None, recipe.weight_drop)
@@ -77,6 +77,10 @@ class EncoderDecoder(nn.Module):
         summary = torch.cat([ahead.gather(0, last)[0], behind.gather(0, last)[0]], dim=1)  # [B, M]
         values = self._drop(x, recipe.layer_dropout).transpose(0, 1)  # [B, S, M]
         return Memory(values, self.attention.keys(values), lengths), self.first_state(summary)
+
+    def encoder_pairs(self) -> list[tuple[nn.RNNBase, nn.RNNBase]]:
+        """The encoder's layers that read from the start and from the end, from the bottom up."""
+        return [cast("tuple[nn.RNNBase, nn.RNNBase]", tuple(cast(nn.ModuleList, pair))) for pair in self.encoder]
 
     def decode(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
         """tokens int64 [T, B], state, memory → logits [T, B, V], attention [B, T, S], next state."""
@@ -139,7 +143,9 @@ class EncoderDecoder(nn.Module):
     def _embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor:
         # The matrix is also the output layer and small; inputs of unit size learn far faster.
         x: Tensor = embedding(tokens) * self.recipe.embedding**0.5
-        return self._drop(layers.drop_tokens(x, self.recipe.word_dropout, training=self.training), self.recipe.input_dropout)
+        return self._drop(
+            layers.drop_tokens(x, self.recipe.word_dropout, training=self.training), self.recipe.input_dropout
+        )
 
     def _drop(self, x: Tensor, chance: float) -> Tensor:
         return layers.drop(x, chance, training=self.training, locked=self.recipe.locked_dropout)
@@ -148,9 +154,9 @@ class EncoderDecoder(nn.Module):
         nn.init.normal_(self.target_embedding.weight, std=self.recipe.embedding**-0.5)
         if self.source_embedding is not self.target_embedding:
             nn.init.normal_(self.source_embedding.weight, std=self.recipe.embedding**-0.5)
-        for linear in (*self.bridge, self.combine):
-            nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]  # every one is a Linear
-            nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+        for linear in cast("list[nn.Linear]", [*self.bridge, self.combine]):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
         nn.init.zeros_(self.output.bias)
 
 

@@ -11,6 +11,7 @@ from rnn_edge.bundle import Bundle
 from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
 from rnn_edge.state import State
 from rnn_edge.stepper import LENGTHS
+from rnn_edge.verification import batch_difference
 from rnn_edge_export.parity import LOGITS_TOLERANCE, STATE_TOLERANCE, Check, difference, run_checks, state_difference
 from rnn_edge_export.translation.modules import EncoderDecoder, Memory
 
@@ -56,18 +57,6 @@ def _checks(model: EncoderDecoder, graphs: EncoderDecoderGraphs) -> Iterator[Che
         distance = batch_difference(graphs, sources, tokens)
         yield Check("a padded batch against each sentence alone", distance, BATCH_TOLERANCE)
     yield from _wiring(model, graphs, random)
-
-
-def batch_difference(graphs: EncoderDecoderGraphs, sources: list[list[int]], tokens: NDArray[np.int64]) -> float:
-    """The largest difference in logits between sources in one padded batch and each alone, fed the same tokens."""
-    together = graphs.stepper(graphs.encode(sources))
-    alone = [graphs.stepper(graphs.encode([source])) for source in sources]
-    worst = 0.0
-    for step in tokens:
-        logits = together.step(step)
-        for row, stepper in enumerate(alone):
-            worst = max(worst, difference(logits[row : row + 1], stepper.step(step[row : row + 1])))
-    return worst
 
 
 def _wiring(model: EncoderDecoder, graphs: EncoderDecoderGraphs, random: np.random.Generator) -> Iterator[Check]:

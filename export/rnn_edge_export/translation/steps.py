@@ -3,8 +3,6 @@
 Symbols in shape comments: B sentences, S source steps, V vocabulary, E embedding, H decoder, M memory, K keys.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,8 +32,7 @@ class EncoderGraph(nn.Module):
         self.scale = model.recipe.embedding**0.5
         self.embedding = nn.Buffer(model.source_embedding.weight.detach().clone())
         self.layers = nn.ModuleList(
-            BidirectionalLayer(*cast("list[nn.RNNBase]", list(pair)), model.recipe.cell)  # type: ignore[arg-type]
-            for pair in model.encoder
+            BidirectionalLayer(forward, backward, model.recipe.cell) for forward, backward in model.encoder_pairs()
         )
 
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:

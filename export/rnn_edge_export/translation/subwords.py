@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,9 @@ def train_tokenizers(pairs: Sequence[tuple[str, str]], training: PairSection) ->
     return source, target
 
 
-def _train(model: object, trainer: type, texts: list[str], training: PairSection, special: list[str]) -> Tokenizer:
+def _train(
+    model: models.Model, trainer: type, texts: list[str], training: PairSection, special: list[str]
+) -> Tokenizer:
     encoder = Encoder(model)
     # Typographic variants of one character are noise here: spaces of all widths, and curly apostrophes.
     steps = [
@@ -106,9 +109,11 @@ def _merge(word: str, ranks: dict[tuple[str, ...], int], dropout: float, random:
     """Merge the best-ranked pair until none is left; each time every pair is left out with chance ``dropout``."""
     pieces = list(word)
     while len(pieces) > 1:
-        found = [ranks.get(pair) for pair in zip(pieces, pieces[1:], strict=False)]
+        found = [ranks.get(pair) for pair in pairwise(pieces)]
         kept = random.random(len(found)) >= dropout
-        best = min(((rank, place) for place, rank in enumerate(found) if rank is not None and kept[place]), default=None)
+        best = min(
+            ((rank, place) for place, rank in enumerate(found) if rank is not None and kept[place]), default=None
+        )
         if best is None:
             break
         place = best[1]

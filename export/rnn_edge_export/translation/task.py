@@ -38,10 +38,12 @@ class TranslationTask:
         """Network and data."""
         model, data = self.recipe.model, self.corpus
         sizes = dict.fromkeys(str(tokenizer.vocabulary_size) for tokenizer in self._tokenizers)
-        return [
+        network = (
             f"{model.cell.upper()} encoder {model.encoder_layers} × 2 × {model.encoder_hidden}, "
-            f"decoder {model.layers} × {model.hidden}, {model.attention} attention, embedding {model.embedding}, "
-            f"vocabulary {' and '.join(sizes)}",
+            f"decoder {model.layers} × {model.hidden}, {model.attention} attention, embedding {model.embedding}"
+        )
+        return [
+            f"{network}, vocabulary {' and '.join(sizes)}",
             f"{len(data.train):,} training pairs, {self.steps_per_epoch:,} batches; validation on {data.valid_source}",
         ]
 

@@ -1,5 +1,6 @@
 """``rnn-edge train translation``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +71,7 @@ def translation(
             typer.echo(f"note: {data.leaked:,} validation pairs have a side that training has too", err=True)
         names = (" and ".join(map(str, pairs)), "the validation data")
         plan = session.claim_data(plan, (data.sha256, data.valid_sha256), names, resume=resume)
+        plan = replace(plan, data=replace(plan.data, longest=data.longest))
         session.train(
             lambda: Trainer(TranslationTask(plan, data), output, device, resume=resume),
             threads=threads,

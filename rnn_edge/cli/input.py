@@ -1,0 +1,90 @@
+"""What a command gets from outside: text that is given, in a file, or piped; and Ctrl-C."""
+
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+from rnn_edge.errors import DataError
+
+
+def read_input(text: str | None, file: Path | None, what: str) -> str:
+    """``text``, else the content of ``file``, else what is piped in, else nothing; ``what`` names it in errors.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    if text is not None:
+        return text
+    try:
+        if file is not None:
+            return file.read_bytes().decode("utf-8")
+        if sys.stdin is not None and not sys.stdin.isatty():
+            return sys.stdin.buffer.read().decode("utf-8")
+    except OSError as error:
+        raise DataError(
+            f"cannot read {file or 'standard input'}: {error.strerror or error}", "check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} is not UTF-8: byte {error.start}", "convert it to UTF-8") from error
+    return ""
+
+
+def line_chunks(file: Path | None, at_most: int) -> Iterator[list[str]]:
+    """Lines with their line feeds, from a file or standard input: what is there, up to ``at_most`` at once.
+
+    A line that is piped in is passed on as soon as it has come.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8; the line is named.
+    """
+    where, number, rest = file or "standard input", 0, b""
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(file.open("rb")) if file else cast(io.BufferedReader, sys.stdin.buffer)
+            while True:
+                block = stream.read1(2**16)
+                lines = (rest + block).split(b"\n")
+                rest = lines.pop() if block else b""
+                whole = [line + b"\n" for line in lines] if block else lines[: bool(lines[0])]
+                for first in range(0, len(whole), at_most):
+                    some = whole[first : first + at_most]
+                    yield [_decode(line, f"{where}, line {number + index}") for index, line in enumerate(some, 1)]
+                    number += len(some)
+                if not block:
+                    return
+    except OSError as error:
+        raise DataError(f"cannot read {where}: {error.strerror or error}", "check the path") from error
+
+
+def _decode(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8: byte {error.start} of it", "convert it to UTF-8") from error
+
+
+def typed_lines() -> Iterator[str]:
+    """Lines that a person types, until Ctrl-D."""
+    from rnn_edge.render import note
+
+    note("type a text and press Enter; Ctrl-D ends")
+    yield from sys.stdin
+
+
+@contextlib.contextmanager
+def cancel_on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
+    """First Ctrl-C: ``cancel``, which ends after this token with everything kept. Second: stop at once."""
+
+    def handle(_signal: int, _frame: object) -> None:
+        cancel()
+        signal.signal(signal.SIGINT, old)
+
+    old = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -1,0 +1,369 @@
+"""Search over the decoder's steps: one best or drawn token at a time, or beams. Batches of sentences advance together.
+
+    score = log P(target | source) / ((5 + length) / 6)^α + β Σ_source log min(Σ_target attention, 1)
+
+is the score of Wu et al. (2016, equation 14) with length penalty α and coverage penalty β; length counts the end token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
+from rnn_edge.stepper import Logits, Stepper
+
+Rows = NDArray[np.int64]
+_SHRINK_BELOW = 0.7  # of the streams still unfinished: then buffers are made anew without the finished ones
+_BLOCK = 64  # logits looked at together when the best are searched for
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A translation as token ids, without start and end token.
+
+    ``log_probability`` is natural, of all tokens and the end; ``attention`` float32 [tokens + 1, source_length], the
+    last row that of the end token, or [tokens, …] where the text was cut off at its maximum length.
+    """
+
+    tokens: tuple[int, ...]
+    log_probability: float
+    score: float
+    finished: bool
+    attention: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """α and β of the module's head."""
+
+    length_penalty: float = 1.0
+    coverage_penalty: float = 0.0
+
+    def score(self, log_probability: float, length: int, coverage: NDArray[np.float32] | None) -> float:
+        """``coverage`` [source_length] is the attention summed over the target; None leaves the term out."""
+        value = log_probability / self.normaliser(length)
+        if coverage is not None and self.coverage_penalty:
+            covered = np.minimum(coverage.astype(np.float64), 1).clip(1e-9)
+            value += self.coverage_penalty * float(np.log(covered).sum())
+        return value
+
+    def normaliser(self, length: int) -> float:
+        """What a log probability is divided by."""
+        return float(((5 + length) / 6) ** self.length_penalty)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of ``follow``: for each stream that went on, its sentence, token, log probability and attention."""
+
+    sentences: list[int]
+    tokens: list[int]
+    log_probabilities: list[float]
+    attention: Logits
+
+
+def follow(
+    graphs: EncoderDecoderGraphs,
+    encoded: Encoded,
+    limits: Sequence[int],
+    choose: Callable[[int, Logits], int] | None = None,
+    prefixes: Sequence[Sequence[int]] | None = None,
+) -> Iterator[Step]:
+    """One hypothesis for each sentence, step by step until each has its end token or ``limits`` tokens.
+
+    ``choose`` takes a sentence's index and its logits; None takes the largest. Each target starts with its prefix. The
+    log probabilities are the model's own, whatever is chosen.
+    """
+    ids = graphs.manifest.special_ids
+    assert ids.start is not None
+    alive = list(range(len(limits)))
+    stepper = graphs.stepper(encoded)
+    places = list(range(len(alive)))  # of the alive sentences in the stepper
+    tokens = np.full(stepper.batch, ids.start)
+    for step in range(max(limits)):
+        logits = stepper.step(tokens)
+        if len(places) < stepper.batch:
+            logits = logits[places]
+        if choose is None:
+            chosen = logits.argmax(axis=1)
+        else:
+            chosen = np.array([choose(*item) for item in zip(alive, logits, strict=True)])
+        if prefixes is not None:
+            for place, sentence in enumerate(alive):
+                if step < len(prefixes[sentence]):
+                    chosen[place] = prefixes[sentence][step]
+        opinions = logits[np.arange(len(alive)), chosen] - log_normalisers(logits)
+        yield Step(alive, chosen.tolist(), opinions.tolist(), stepper.attention[places])
+        kept = [
+            place
+            for place, (sentence, token) in enumerate(zip(alive, chosen, strict=True))
+            if token != ids.end and step + 1 < limits[sentence]
+        ]
+        if not kept:
+            return
+        alive = [alive[place] for place in kept]
+        places = [places[place] for place in kept]
+        if len(places) < _SHRINK_BELOW * stepper.batch:
+            stepper = _shrink(graphs, stepper, encoded, places, alive)
+            places = list(range(len(alive)))
+            tokens = chosen[kept]
+        else:
+            tokens = tokens.copy()
+            tokens[places] = chosen[kept]
+
+
+def collect(steps: Iterator[Step], encoded: Encoded, end: int, scoring: Scoring) -> list[Hypothesis]:
+    """What ``follow`` found, one hypothesis a sentence."""
+    found = [_Trail() for _ in encoded.lengths]
+    for step in steps:
+        for row, sentence in enumerate(step.sentences):
+            trail = found[sentence]
+            trail.tokens.append(step.tokens[row])
+            trail.log_probability += step.log_probabilities[row]
+            trail.attention.append(step.attention[row, : encoded.lengths[sentence]])
+    return [trail.hypothesis(end, scoring) for trail in found]
+
+
+@dataclass
+class _Trail:
+    tokens: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    attention: list[Logits] = field(default_factory=list)
+
+    def hypothesis(self, end: int, scoring: Scoring) -> Hypothesis:
+        """``tokens`` may have the end token last."""
+        attention = np.stack(self.attention)
+        finished = self.tokens[-1] == end
+        score = scoring.score(self.log_probability, len(self.tokens), attention.sum(axis=0))
+        tokens = tuple(self.tokens[:-1] if finished else self.tokens)
+        return Hypothesis(tokens, self.log_probability, score, finished, attention)
+
+
+def beam_search(
+    graphs: EncoderDecoderGraphs,
+    encoded: Encoded,
+    limits: Sequence[int],
+    *,
+    beam: int,
+    n_best: int,
+    scoring: Scoring,
+    prefix: Sequence[int] = (),
+) -> list[list[Hypothesis]]:
+    """The ``n_best`` best-scored hypotheses of each sentence, best first; all beams of all sentences in one call.
+
+    In each step the best ``beam`` unfinished continuations of a sentence go on; a continuation by the end token is
+    finished if it is among the best ``beam`` of all. A sentence ends as soon as no unfinished hypothesis can come
+    before its ``n_best`` best finished ones: log probabilities only fall, the length penalty divides them by no more
+    than that of the longest text allowed, and coverage only subtracts. So the result is the same as of going on to the
+    maximum length. Unfinished hypotheses count only where fewer than ``n_best`` are finished at that length.
+    """
+    return _BeamSearch(graphs, encoded, limits, beam, n_best, scoring).run(prefix)
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A hypothesis whose last token, chosen in ``step``, continues row ``parent``.
+
+    ``attention`` is that of the last token, which is ``cut``, or the end token where that is None.
+    """
+
+    score: float
+    log_probability: float
+    step: int
+    parent: int
+    attention: Logits
+    cut: int | None = None
+
+
+class _BeamSearch:
+    """``beam`` rows of the stepper for each sentence, one below the other."""
+
+    def __init__(
+        self,
+        graphs: EncoderDecoderGraphs,
+        encoded: Encoded,
+        limits: Sequence[int],
+        beam: int,
+        n_best: int,
+        scoring: Scoring,
+    ) -> None:
+        ids = graphs.manifest.special_ids
+        assert ids.start is not None
+        assert ids.end is not None
+        self._graphs, self._encoded, self._limits = graphs, encoded, limits
+        self._beam, self._n_best, self._scoring, self._end = beam, n_best, scoring, ids.end
+        self._slots = list(range(len(limits)))  # the sentence of each group of rows; finished ones stay a while
+        self._alive = list(range(len(limits)))  # slots that go on
+        self._finished: list[list[_Finished]] = [[] for _ in limits]
+        self._stepper = graphs.stepper(encoded.take(np.repeat(np.arange(len(limits)), beam)))
+        self._tokens = np.full(self._stepper.batch, ids.start)
+        # At first all rows of a sentence are the same: only the first one counts.
+        self._scores = np.full((len(limits), beam), -np.inf)
+        self._scores[:, 0] = 0
+        self._coverage = np.zeros((self._stepper.batch, int(encoded.lengths.max())), np.float32)
+        # For each step: every row's token, the row it continues, and its attention.
+        self._trail: list[tuple[Rows, Rows, Logits]] = []
+
+    def run(self, prefix: Sequence[int]) -> list[list[Hypothesis]]:
+        """Advance until every sentence has ended."""
+        for step in range(max(self._limits)):
+            logits = self._stepper.step(self._tokens)
+            self._advance(logits, step, prefix[step] if step < len(prefix) else None)
+            if not self._alive:
+                break
+        return [self._read(sentence, found) for sentence, found in enumerate(self._finished)]
+
+    def _advance(self, logits: Logits, step: int, forced: int | None) -> None:
+        beam, size = self._beam, logits.shape[1]
+        attention = self._stepper.attention.copy()
+        coverage = self._coverage[:, : attention.shape[1]] + attention
+        alive = np.array(self._alive)
+        rows = (alive[:, None] * beam + np.arange(beam)).ravel()
+        values = logits if len(rows) == len(logits) else logits[rows]
+        values -= log_normalisers(values)[:, None] - self._scores[alive].reshape(-1, 1).astype(np.float32)
+        if forced is None:
+            best, places = largest(values.reshape(len(alive), beam * size), 2 * beam)
+        else:
+            best = np.full((len(alive), 2 * beam), -np.inf, np.float32)
+            best[:, :beam] = values[:, forced].reshape(len(alive), beam)
+            places = np.tile(np.arange(2 * beam) % beam * size + forced, (len(alive), 1))
+        parents, tokens = np.arange(len(attention)), self._tokens.copy()
+        still: list[int] = []
+        for index, slot in enumerate(self._alive):
+            sentence = self._slots[slot]
+            going: list[tuple[float, int, int]] = []  # log probability, parent row, token
+            for rank, (value, place) in enumerate(zip(best[index].tolist(), places[index].tolist(), strict=True)):
+                parent, token = slot * beam + place // size, place % size
+                if token != self._end:
+                    going.append((value, parent, token))
+                elif rank < beam and value > -np.inf:
+                    self._finish(sentence, value, step, parent, coverage[parent], attention[parent])
+                if len(going) == beam:
+                    break
+            going += [(-np.inf, slot * beam, 0)] * (beam - len(going))  # a vocabulary smaller than the beam
+            first = slot * beam
+            self._scores[slot] = [value for value, _, _ in going]
+            parents[first : first + beam] = [parent for _, parent, _ in going]
+            tokens[first : first + beam] = [token for _, _, token in going]
+            if step + 1 == self._limits[sentence]:
+                self._cut_off(sentence, step, going, coverage, attention)
+            elif not self._is_decided(sentence, going[0][0]):
+                still.append(slot)
+        self._go_on(still, parents, tokens, attention, coverage)
+
+    def _go_on(self, still: list[int], parents: Rows, tokens: Rows, attention: Logits, coverage: Logits) -> None:
+        """Move to the next step; the one place where the state is reordered."""
+        beam = self._beam
+        self._alive = still
+        if still and len(still) < _SHRINK_BELOW * len(self._slots):
+            kept = (np.array(still)[:, None] * beam + np.arange(beam)).ravel()
+            parents, tokens = parents[kept], tokens[kept]
+            self._scores = self._scores[still]
+            self._slots = [self._slots[slot] for slot in still]
+            self._alive = list(range(len(still)))
+            self._stepper = _shrink(
+                self._graphs, self._stepper, self._encoded, parents, np.repeat(self._slots, beam).tolist()
+            )
+        elif beam > 1 and not np.array_equal(parents, np.arange(len(parents))):
+            self._stepper.reorder(parents)
+        self._coverage = coverage[parents]
+        self._tokens = tokens
+        self._trail.append((tokens, parents, attention[parents]))
+
+    def _finish(self, sentence: int, value: float, step: int, parent: int, coverage: Logits, attention: Logits) -> None:
+        length = self._encoded.lengths[sentence]
+        score = self._scoring.score(value, step + 1, coverage[:length])
+        self._finished[sentence].append(_Finished(score, value, step, parent, attention))
+        self._finished[sentence].sort(key=lambda item: -item.score)
+        del self._finished[sentence][self._n_best :]
+
+    def _cut_off(
+        self, sentence: int, step: int, going: list[tuple[float, int, int]], coverage: Logits, attention: Logits
+    ) -> None:
+        """Fill up with hypotheses that are as long as allowed and not finished."""
+        found, length = self._finished[sentence], self._encoded.lengths[sentence]
+        unfinished = [
+            _Finished(
+                self._scoring.score(value, step + 1, coverage[parent, :length]),
+                value,
+                step,
+                parent,
+                attention[parent],
+                token,
+            )
+            for value, parent, token in going
+            if value > -np.inf
+        ]
+        unfinished.sort(key=lambda item: -item.score)
+        found += unfinished[: self._n_best - len(found)]
+
+    def _is_decided(self, sentence: int, best: float) -> bool:
+        """Whether no unfinished hypothesis can still come before those found; ``best`` has the best log probability."""
+        found = self._finished[sentence]
+        bound = best / self._scoring.normaliser(self._limits[sentence])
+        return len(found) >= self._n_best and bound <= found[-1].score
+
+    def _read(self, sentence: int, found: list[_Finished]) -> list[Hypothesis]:
+        """Walk back from each end to the start."""
+        length = self._encoded.lengths[sentence]
+        hypotheses = []
+        for item in found:
+            tokens = [] if item.cut is None else [item.cut]
+            attention = [item.attention[:length]]
+            row = item.parent
+            for token, parent, weights in reversed(self._trail[: item.step]):
+                tokens.append(int(token[row]))
+                attention.append(weights[row, :length])
+                row = int(parent[row])
+            hypotheses.append(
+                Hypothesis(
+                    tuple(reversed(tokens)),
+                    item.log_probability,
+                    item.score,
+                    item.cut is None,
+                    np.stack(attention[::-1]),
+                )
+            )
+        return hypotheses
+
+
+def log_normalisers(logits: Logits) -> Logits:
+    """log Σ exp over the last axis of [rows, vocabulary]."""
+    largest = logits.max(axis=1)
+    total: Logits = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+    return total
+
+
+def largest(values: Logits, count: int) -> tuple[Logits, Rows]:
+    """The ``count`` largest of each row of [rows, N] in falling order, and their columns; ties go to the lower one.
+
+    The count-th largest of the maxima of blocks is a bound from below, so only the few values above it are sorted.
+    """
+    rows, size = values.shape
+    count = min(count, size)
+    blocks = size // _BLOCK
+    if blocks < count:
+        order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(values, order, axis=1), order
+    maxima = values[:, : blocks * _BLOCK].reshape(rows, blocks, _BLOCK).max(axis=2)
+    bound = np.partition(maxima, blocks - count, axis=1)[:, blocks - count]
+    row, column = np.nonzero(values >= bound[:, None])
+    order = np.lexsort((column, -values[row, column], row))
+    first = np.searchsorted(row, np.arange(rows))
+    picked = order[first[:, None] + np.arange(count)]
+    return values[row[picked], column[picked]], column[picked]
+
+
+def _shrink(
+    graphs: EncoderDecoderGraphs, stepper: Stepper, encoded: Encoded, rows: Sequence[int] | Rows, sentences: list[int]
+) -> Stepper:
+    """A stepper for these rows of the old one, which belong to these sentences."""
+    state = stepper.state()
+    smaller = Encoded(
+        encoded.take(sentences).memory, replace(state, tensors={k: v[rows] for k, v in state.tensors.items()})
+    )
+    return graphs.stepper(smaller)

@@ -1,0 +1,300 @@
+"""A translator on a device: text in; translations, or a stream of events, out. Prints nothing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any, overload
+
+from rnn_edge.bundle import Bundle, open_bundle, require_task
+from rnn_edge.encoder_decoder import EncoderDecoderGraphs
+from rnn_edge.events import FinishReason, Timings
+from rnn_edge.manifest import Manifest
+from rnn_edge.providers import Device
+from rnn_edge.sampling import Sampler
+from rnn_edge.search import Hypothesis, Step, beam_search, collect, follow
+from rnn_edge.sentences import Layout, split
+from rnn_edge.stepper import Logits
+from rnn_edge.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from rnn_edge.translation import Candidate, Sentence, Translation, TranslationEvent, TranslationOptions
+
+
+class Translator:
+    """``Translator.load("en-fr").translate("Good morning.").text``, or ``stream`` for events."""
+
+    def __init__(
+        self, bundle: Bundle, graphs: EncoderDecoderGraphs, source_tokenizer: Tokenizer, tokenizer: Tokenizer
+    ) -> None:
+        self.bundle = bundle
+        self.graphs = graphs
+        self.source_tokenizer = source_tokenizer
+        self.tokenizer = tokenizer
+        ids = bundle.manifest.special_ids
+        assert bundle.manifest.source is not None
+        assert ids.end is not None
+        self._source, self.end, self._unknown = bundle.manifest.source, ids.end, ids.unknown
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None
+    ) -> Translator:
+        """Open a bundle by name or folder, check its bytes, and load its graphs.
+
+        Raises:
+            BundleError: not found, damaged, not what its manifest says, or not a translator.
+            DeviceError: CUDA is asked for and not available.
+            MissingDependencyError: there is no ONNX Runtime.
+        """
+        bundle = open_bundle(name_or_path)
+        require_task(bundle, "translation")
+        manifest = bundle.manifest
+        assert manifest.source is not None
+        target = load_tokenizer(bundle)
+        shared = manifest.source.tokenizer.file == manifest.tokenizer.file
+        source = target if shared else load_tokenizer(bundle, manifest.source.tokenizer)
+        return cls(bundle, EncoderDecoderGraphs(bundle, device=device, threads=threads), source, target)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def defaults(self) -> TranslationOptions:
+        """The bundle's own options."""
+        decoding = self.manifest.decoding
+        return TranslationOptions(beam=decoding.beam, length_penalty=decoding.length_penalty)
+
+    def options(self, **given: Any) -> TranslationOptions:
+        """The bundle's own options with those given in their place, None leaving one alone.
+
+        Raises:
+            InvalidValueError: a value is out of its range, or two exclude each other.
+        """
+        return replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
+
+    @overload
+    def translate(self, text: str, options: TranslationOptions | None = None) -> Translation: ...
+    @overload
+    def translate(
+        self, text: list[str] | tuple[str, ...], options: TranslationOptions | None = None
+    ) -> list[Translation]: ...
+    def translate(
+        self, text: str | list[str] | tuple[str, ...], options: TranslationOptions | None = None
+    ) -> Translation | list[Translation]:
+        """Translate a text, or each of several. Line breaks and white space around sentences stay.
+
+        The sentences of all texts go through the model in batches of about equal length.
+        """
+        options = options or self.defaults
+        plans = [self.plan(item, options) for item in ([text] if isinstance(text, str) else text)]
+        found = iter(self.translate_sentences([part for layout, _ in plans for part in layout.sentences], options))
+        results = []
+        for layout, cut in plans:
+            sentences = tuple(next(found) for _ in layout.sentences)
+            results.append(Translation(layout.join([sentence.text for sentence in sentences]), sentences, cut))
+        return results[0] if isinstance(text, str) else results
+
+    def translate_sentences(self, sentences: Sequence[str], options: TranslationOptions) -> list[Sentence]:
+        """Translate sentences as they are, in batches of about equal length; the order is kept."""
+        sources = self.sources(sentences)
+        if options.sampling and options.seed is None:
+            options = replace(options, seed=secrets.randbits(32))
+        order = sorted(range(len(sentences)), key=lambda index: len(sources[index]))
+        results: dict[int, Sentence] = {}
+        for first in range(0, len(order), options.batch_size):
+            batch = order[first : first + options.batch_size]
+            for index, found in zip(batch, self._search([sources[i] for i in batch], options, batch), strict=True):
+                results[index] = self.read(sentences[index], sources[index], found, options)
+        return [results[index] for index in range(len(sentences))]
+
+    def stream(self, text: str, options: TranslationOptions | None = None) -> TranslationStream:
+        """Translate a text sentence by sentence, and token by token; with a beam each sentence comes whole."""
+        return TranslationStream(self, text, options or self.defaults)
+
+    def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 32) -> list[tuple[float, int]]:
+        """Log probability of each target given its source, the end token included, and its number of tokens."""
+        sources = self.sources([source for source, _ in pairs])
+        targets = [[*ids, self.end] for ids in self.tokenizer.encode_batch([target for _, target in pairs])]
+        order = sorted(range(len(pairs)), key=lambda index: (len(sources[index]), len(targets[index])))
+        totals = [0.0] * len(pairs)
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            encoded = self.graphs.encode([sources[index] for index in batch])
+            rows = [targets[index] for index in batch]
+            for step in follow(self.graphs, encoded, [len(row) for row in rows], prefixes=rows):
+                for sentence, value in zip(step.sentences, step.log_probabilities, strict=True):
+                    totals[batch[sentence]] += value
+        return [(total, len(target)) for total, target in zip(totals, targets, strict=True)]
+
+    def plan(self, text: str, options: TranslationOptions) -> tuple[Layout, int]:
+        """The sentences of a text, and how many are longer than any the model was trained on: these are in parts."""
+        layout = split(text, self._source.language or "en", unwrap=options.unwrap)
+        lengths = [len(ids) for ids in self.source_tokenizer.encode_batch(layout.sentences)]
+        cut = sum(length > self._source.longest for length in lengths)
+        return (layout.cut(self._token_count, self._source.longest) if cut else layout), cut
+
+    def sources(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Token ids of each sentence, the end token last."""
+        return [[*ids, self._source.end] for ids in self.source_tokenizer.encode_batch(sentences)]
+
+    def source_pieces(self, text: str, source: Sequence[int]) -> tuple[bytes, ...]:
+        """What each source token stands for; of words that the vocabulary lacks, what stands in the text."""
+        table, unknown = self.source_tokenizer.token_bytes, self._source.unknown
+        if unknown not in source:
+            return tuple(table[token] for token in source)
+        words = [f" {word.strip()}".encode() for word in self.source_tokenizer.spans(text)]
+        return tuple(
+            word if token == unknown else table[token] for token, word in zip(source, [*words, b""], strict=True)
+        )
+
+    def limits(self, sources: Sequence[Sequence[int]], options: TranslationOptions) -> list[int]:
+        """The most target tokens for each source, the end token included."""
+        prefix = len(self.prefix(options))
+        return [int(options.maximum_ratio * len(source)) + 10 + prefix for source in sources]
+
+    def prefix(self, options: TranslationOptions) -> list[int]:
+        """The tokens that every target starts with."""
+        return self.tokenizer.encode(options.prefix) if options.prefix else []
+
+    def chooser(self, options: TranslationOptions, streams: Sequence[int]) -> Callable[[int, Logits], int] | None:
+        """How tokens are drawn; the noise of each sentence is that of its stream, whatever else is in the batch."""
+        sampling = options.sampling
+        if sampling is None:
+            return None
+        size, seed = self.tokenizer.vocabulary_size, options.seed or 0
+        samplers = [Sampler(sampling, size, seed=seed, stream=stream) for stream in streams]
+        recent = [deque[int](maxlen=sampling.repeat_window) for _ in streams]
+
+        def choose(sentence: int, logits: Logits) -> int:
+            token = samplers[sentence].choose(logits, recent[sentence])
+            recent[sentence].append(token)
+            return token
+
+        return choose
+
+    def read(
+        self, text: str, source: Sequence[int], found: Iterable[Hypothesis], options: TranslationOptions
+    ) -> Sentence:
+        """The hypotheses as text, each text once."""
+        pieces = self.source_pieces(text, source)
+        candidates: dict[str, Candidate] = {}
+        for item in found:
+            texts = [
+                self.piece(token, weights, pieces, options)
+                for token, weights in zip(item.tokens, item.attention, strict=False)
+            ]
+            joined = b"".join(texts).decode("utf-8", errors="replace").lstrip(" ")
+            end = (b"",) if item.finished else ()
+            candidates.setdefault(
+                joined,
+                Candidate(joined, item.score, item.log_probability, item.finished, (*texts, *end), item.attention),
+            )
+        return Sentence(text, pieces, tuple(candidates.values())[: options.n_best])
+
+    def piece(self, token: int, attention: Logits, source: Sequence[bytes], options: TranslationOptions) -> bytes:
+        """The bytes of a target token; of an unknown one, if asked for, those of the source word it looks at."""
+        if token != self._unknown:
+            return self.tokenizer.token_bytes[token]
+        words = source[:-1]
+        return words[int(attention[: len(words)].argmax())] if options.replace_unknown and words else b" <unk>"
+
+    def _search(
+        self, sources: list[list[int]], options: TranslationOptions, streams: Sequence[int]
+    ) -> list[list[Hypothesis]]:
+        encoded, limits, prefix = self.graphs.encode(sources), self.limits(sources, options), self.prefix(options)
+        if options.beam > 1:
+            return beam_search(
+                self.graphs,
+                encoded,
+                limits,
+                beam=options.beam,
+                n_best=options.beam if options.n_best > 1 else 1,  # some may be the same text in other tokens
+                scoring=options.scoring,
+                prefix=prefix,
+            )
+        prefixes = [prefix] * len(sources)
+        steps = follow(self.graphs, encoded, limits, self.chooser(options, streams), prefixes)
+        return [[item] for item in collect(steps, encoded, self.end, options.scoring)]
+
+    def _token_count(self, text: str) -> int:
+        return len(self.source_tokenizer.encode(text))
+
+
+class TranslationStream(Iterator[TranslationEvent]):
+    """A translation in the making: iterate for events, ``cancel`` to end it."""
+
+    def __init__(self, translator: Translator, text: str, options: TranslationOptions) -> None:
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed
+        self._translator, self._options = translator, replace(options, seed=self.seed)
+        self._layout, self.cut = translator.plan(text, options)
+        self._cancelled = False
+        self._finished = True  # whether the last sentence came to its end token
+        self._read = self._written = 0  # tokens
+        self._encoding = self._first = 0.0  # seconds, and the time of the first token
+        self._events = self._run(perf_counter())
+
+    def __next__(self) -> TranslationEvent:
+        return next(self._events)
+
+    def cancel(self) -> None:
+        """End after the token in the making; the last event says ``interrupt``. Safe in a signal handler."""
+        self._cancelled = True
+
+    def _run(self, called: float) -> Iterator[TranslationEvent]:
+        reason: FinishReason = "stop"
+        gaps = self._layout.gaps
+        for number, sentence in enumerate(self._layout.sentences):
+            yield from self._sentence(sentence, number, gaps[number])
+            if self._cancelled:
+                break
+            reason = reason if self._finished else "length"
+        rest = "" if self._cancelled else gaps[-1]
+        reason = "interrupt" if self._cancelled else reason
+        generation = perf_counter() - called - self._encoding
+        timings = Timings(self._read, self._encoding, self._written, generation, self._first - called)
+        yield TranslationEvent(rest, len(self._layout.sentences), finish_reason=reason, timings=timings)
+
+    def _sentence(self, text: str, number: int, begin: str) -> Iterator[TranslationEvent]:
+        """Events of one sentence, after the white space that stands before it."""
+        translator, options = self._translator, self._options
+        started = perf_counter()
+        (source,) = translator.sources([text])
+        pieces = translator.source_pieces(text, source)
+        yield TranslationEvent(begin, number, source=pieces)
+        if options.beam > 1:
+            (result,) = translator.translate_sentences([text], options)
+            self._note_token(len(result.candidates[0].pieces))
+            yield TranslationEvent(result.text, number, result=result)
+        else:
+            encoded = translator.graphs.encode([source])
+            self._encoding += perf_counter() - started
+            limits, prefixes = translator.limits([source], options), [translator.prefix(options)]
+            steps: list[Step] = []
+            decoder = StreamDecoder(translator.tokenizer)
+            start = True
+            for step in follow(translator.graphs, encoded, limits, translator.chooser(options, [number]), prefixes):
+                steps.append(step)
+                token, attention = step.tokens[0], step.attention[0]
+                piece = translator.piece(token, attention, pieces, options)
+                new = decoder.push_bytes(piece)
+                if start:  # the first word's space
+                    new = new.lstrip(" ")
+                start = start and not new
+                self._note_token(1)
+                yield TranslationEvent(new, number, None, token, piece, step.log_probabilities[0], attention)
+                if self._cancelled:
+                    return
+            hypotheses = collect(iter(steps), encoded, translator.end, options.scoring)
+            result = translator.read(text, source, hypotheses, options)
+            yield TranslationEvent(decoder.flush(), number, result=result)
+        self._read += len(source)
+        self._finished = result.candidates[0].finished
+
+    def _note_token(self, count: int) -> None:
+        self._first = self._first or perf_counter()
+        self._written += count
