@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def carried_loss(model: LanguageModel, ids: Sequence[int], text: str, progress: 
     """Every token but the first is scored, with all the text before it: one stream from a zero state."""
     started, total = perf_counter(), 0.0
     stepper = model.graph.stepper()
-    for index, (token, following) in enumerate(zip(ids, ids[1:], strict=False)):
+    for index, (token, following) in enumerate(pairwise(ids)):
         logits = stepper.step(token)
         total += float(log_normalisers(logits)[0] - logits[0, following])
         if index % 1000 == 0:

@@ -18,7 +18,7 @@ from rnn_edge.stepper import Logits, Stepper
 
 Rows = NDArray[np.int64]
 _SHRINK_BELOW = 0.7  # of the streams still unfinished: then buffers are made anew without the finished ones
-_BLOCK = 64  # logits looked at together when the best are searched for
+_BLOCKS = range(64, 31, -1)  # how many logits may be looked at together when the best are searched for
 
 
 @dataclass(frozen=True)
@@ -224,13 +224,13 @@ class _BeamSearch:
         alive = np.array(self._alive)
         rows = (alive[:, None] * beam + np.arange(beam)).ravel()
         values = logits if len(rows) == len(logits) else logits[rows]
-        values -= log_normalisers(values)[:, None] - self._scores[alive].reshape(-1, 1).astype(np.float32)
+        # What is added to a row's logits to make them log probabilities of whole hypotheses.
+        offsets = (self._scores[alive].ravel() - log_normalisers(values)).astype(np.float32)
         if forced is None:
-            best, places = largest(values.reshape(len(alive), beam * size), 2 * beam)
+            best, places = largest(values, offsets, len(alive), 2 * beam)
         else:
-            best = np.full((len(alive), 2 * beam), -np.inf, np.float32)
-            best[:, :beam] = values[:, forced].reshape(len(alive), beam)
-            places = np.tile(np.arange(2 * beam) % beam * size + forced, (len(alive), 1))
+            best = (values[:, forced] + offsets).reshape(len(alive), beam)
+            places = np.tile(np.arange(beam) * size + forced, (len(alive), 1))
         parents, tokens = np.arange(len(attention)), self._tokens.copy()
         still: list[int] = []
         for index, slot in enumerate(self._alive):
@@ -334,28 +334,45 @@ class _BeamSearch:
 def log_normalisers(logits: Logits) -> Logits:
     """log Σ exp over the last axis of [rows, vocabulary]."""
     largest = logits.max(axis=1)
-    total: Logits = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+    powers = logits - largest[:, None]
+    np.exp(powers, out=powers)
+    total: Logits = largest + np.log(powers.sum(axis=1))
     return total
 
 
-def largest(values: Logits, count: int) -> tuple[Logits, Rows]:
-    """The ``count`` largest of each row of [rows, N] in falling order, and their columns; ties go to the lower one.
+def largest(values: Logits, offsets: Logits, groups: int, count: int) -> tuple[Logits, Rows]:
+    """The ``count`` largest of each group of rows in falling order, and where they stand in the group laid flat.
 
-    The count-th largest of the maxima of blocks is a bound from below, so only the few values above it are sorted.
+    ``values`` are [rows, N] in ``groups`` groups of rows below one another; ``offsets`` [rows] are added to their rows.
+    Of equal ones the first comes first. Each row is cut into blocks: the count-th largest of their maxima is a bound
+    from below, and only blocks that reach it are looked into.
     """
     rows, size = values.shape
-    count = min(count, size)
-    blocks = size // _BLOCK
-    if blocks < count:
-        order = np.argsort(-values, axis=1, kind="stable")[:, :count]
-        return np.take_along_axis(values, order, axis=1), order
-    maxima = values[:, : blocks * _BLOCK].reshape(rows, blocks, _BLOCK).max(axis=2)
-    bound = np.partition(maxima, blocks - count, axis=1)[:, blocks - count]
-    row, column = np.nonzero(values >= bound[:, None])
-    order = np.lexsort((column, -values[row, column], row))
-    first = np.searchsorted(row, np.arange(rows))
+    per_group = rows // groups
+    count = min(count, per_group * size)
+    # A number of blocks that leaves no rest spares a copy of everything. A block takes every so-manyth value: the
+    # maxima of all blocks are then one pass over neighbours in memory.
+    width = next((width for width in _BLOCKS if size % width == 0), 1 if size < _BLOCKS[0] else _BLOCKS[0])
+    blocks = -(-size // width)
+    if blocks * width > size:
+        filler = np.full((rows, blocks * width - size), -np.inf, np.float32)
+        values = np.concatenate([values, filler], axis=1)
+    cut = values.reshape(rows, width, blocks)
+    maxima = (cut.max(axis=1) + offsets[:, None]).reshape(groups, per_group * blocks)
+    bound = np.full(groups, -np.inf, np.float32)
+    if per_group * blocks >= count:
+        bound = np.partition(maxima, -count, axis=1)[:, -count]
+    group, place = np.nonzero(maxima >= bound[:, None])
+    inner, block = place // blocks, place % blocks
+    row = group * per_group + inner
+    near = cut[row, :, block] + offsets[row, None]  # [blocks that reach the bound, width]
+    item, within = np.nonzero(near >= bound[group, None])
+    found, column = near[item, within], within * blocks + block[item]
+    place = inner[item] * size + column
+    order = np.lexsort((place, -found, group[item]))
+    first = np.searchsorted(group[item], np.arange(groups))
     picked = order[first[:, None] + np.arange(count)]
-    return values[row[picked], column[picked]], column[picked]
+    return found[picked], place[picked]
 
 
 def _shrink(

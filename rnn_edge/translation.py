@@ -29,7 +29,7 @@ class TranslationOptions:
     n_best: int = 1
     length_penalty: float = 1.0
     coverage_penalty: float = 0.0
-    maximum_ratio: float = 2.0
+    maximum_ratio: float = 1.5
     prefix: str = ""
     replace_unknown: bool = False
     sampling: SamplingOptions | None = None

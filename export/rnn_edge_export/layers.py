@@ -28,6 +28,13 @@ def state_names(cell: Cell, layers: int) -> list[str]:
 def new_layer(cell: Cell, width: int, hidden: int) -> nn.RNNBase:
     """One layer with orthogonal recurrent matrices, and forget gates that are open at first."""
     layer = CELLS[cell](width, hidden)
+    initialise(layer, cell)
+    return layer
+
+
+def initialise(layer: nn.RNNBase, cell: Cell) -> None:
+    """The first weights of ``new_layer``."""
+    hidden = layer.hidden_size
     for name, parameter in layer.named_parameters():
         if name.startswith("weight_hh"):
             for gate in parameter.data.split(hidden):
@@ -40,7 +47,6 @@ def new_layer(cell: Cell, width: int, hidden: int) -> nn.RNNBase:
         # Forget bias 1 (Gers et al. 2000; Jozefowicz et al. 2015). PyTorch orders gates i, f, g, o.
         bias: Tensor = layer.bias_ih_l0  # type: ignore[assignment]
         nn.init.ones_(bias.data[hidden : 2 * hidden])
-    return layer
 
 
 def run_layer(layer: nn.Module, x: Tensor, state: LayerState | None, weight_drop: float) -> tuple[Tensor, LayerState]:

@@ -32,7 +32,7 @@ def evaluate(
         float | None, typer.Option(help="α of Wu et al. (2016); 0 is off. [default: the bundle's]")
     ] = None,
     coverage_penalty: Annotated[float, typer.Option(help="β of Wu et al. (2016); 0 is off.")] = 0.0,
-    max_ratio: Annotated[float, typer.Option(help="At most so many times the source's tokens, and ten.")] = 2.0,
+    max_ratio: Annotated[float, typer.Option(help="At most so many times the source's tokens, and ten.")] = 1.5,
     tokenize: Annotated[
         str,
         typer.Option(help="How sacreBLEU tokenises; none for text that is tokenised.", metavar="|".join(_TOKENIZERS)),

@@ -49,7 +49,7 @@ def translate(
         float | None, typer.Option(help="α of Wu et al. (2016); 0 is off. [default: the bundle's]")
     ] = None,
     coverage_penalty: Annotated[float, typer.Option(help="β of Wu et al. (2016); 0 is off.")] = 0.0,
-    max_ratio: Annotated[float, typer.Option(help="At most so many times the source's tokens, and ten.")] = 2.0,
+    max_ratio: Annotated[float, typer.Option(help="At most so many times the source's tokens, and ten.")] = 1.5,
     prefix: Annotated[str, typer.Option(help="How the translation of each sentence starts.")] = "",
     replace_unknown: Annotated[
         bool, typer.Option("--replace-unknown", help="Put the source word where the vocabulary lacks the target's.")

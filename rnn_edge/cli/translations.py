@@ -1,11 +1,12 @@
 """How translations are written out: as they stream, and line by line."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnn_edge import render
-from rnn_edge.alignment import Word, alignment, pharaoh, word_attention, words
+from rnn_edge.alignment import Word, align, pharaoh, word_attention, words
 from rnn_edge.translation import Candidate, Sentence, Translation, TranslationEvent
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Show:
         elif self._map:
             self._held += event.text
             if event.result is not None or event.finish_reason:
-                self._out.write(self._held)
+                self._out.write(self._held.lstrip(" ") if sys.stdout.isatty() else self._held)
+                self._out.close()  # the next map begins on a line of its own
                 self._held = ""
         else:
             self._out.write(event.text)
@@ -156,7 +158,7 @@ def alignment_of(sentences: tuple[Sentence, ...] | list[Sentence], candidate: Ca
     for sentence in sentences:
         best = candidate or sentence.candidates[0]
         source, target = words(sentence.pieces), words(best.pieces)
-        found = alignment(word_attention(best.attention, source, target))
+        found = align(word_attention(best.attention, source, target))
         pairs += [(a + before[0], b + before[1]) for a, b in found]
         before = [before[0] + len(source), before[1] + len(target)]
     return pharaoh(pairs)

@@ -34,7 +34,7 @@ def _read(folder: Path, content: str) -> LanguageModelRecipe:
 def test_every_field_survives_the_round_trip(tmp_path: Path) -> None:
     recipe = LanguageModelRecipe(
         title="A title, with “quotes”, two\nlines and \\ a backslash",
-        data=DataRecipe("Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32),
+        data=DataRecipe("Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32, 9),
         model=LanguageModelSection("gru", 7, 7, 3, True, 0.1, 0.15, 0.3, False, 0.4),
         training=StreamSection(1.5, 0.003, 0.1, 4, 0.02, 0.5, 0.9, 12, 6, "bf16", 99, 3, 9, 0.05, 0.2),
     )

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
@@ -177,6 +177,25 @@ def test_dropout_is_short_for_two(tmp_path: Path, corpus_file: Path, cli: Cli, t
     assert answer.code == 0, answer.err
     model = LanguageModelRecipe.from_toml(tmp_path / "run" / "recipe.toml").model
     assert (model.layer_dropout, model.output_dropout, model.input_dropout) == (0.3, 0.1, 0.0)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory(
+    tmp_path: Path,
+    corpus_file: Path,
+    cli_error: CliError,
+    monkeypatch: pytest.MonkeyPatch,
+    train_flags: tuple[str, ...],
+    error: Exception,
+) -> None:
+    def run_out(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_step", run_out)
+    message, hint = cli_error("train", "lm", corpus_file, "-o", tmp_path / "run", *train_flags)
+    assert "not enough memory on cpu" in message
+    for flag in ("--batch-size", "--sequence-length", "--hidden"):
+        assert flag in hint
 
 
 def test_a_screen_that_goes_away_does_not_end_training(

@@ -20,11 +20,14 @@ class RecurrentLanguageModel(nn.Module):
         self.recipe = recipe
         self.embedding = nn.Embedding(vocabulary_size, recipe.embedding)
         widths = [recipe.embedding] + [recipe.hidden] * (recipe.layers - 1)
-        self.layers = nn.ModuleList(layers.new_layer(recipe.cell, width, recipe.hidden) for width in widths)
+        stack = [layers.CELLS[recipe.cell](width, recipe.hidden) for width in widths]
+        self.layers = nn.ModuleList(stack)
         self.output = nn.Linear(recipe.hidden, vocabulary_size)
         # Unit inputs learn far faster than small ones; a tied matrix is also the output layer and starts small.
         nn.init.normal_(self.embedding.weight, std=recipe.embedding**-0.5 if recipe.tie_weights else 1.0)
         nn.init.zeros_(self.output.bias)
+        for layer in stack:  # after all else: a seed draws what it drew for the models that are published
+            layers.initialise(layer, recipe.cell)
         if recipe.tie_weights:
             self.output.weight = self.embedding.weight
 

@@ -13,7 +13,10 @@ from rnn_edge_export.lowering import LAYER_OPERATORS, BidirectionalLayer, lower
 from rnn_edge_export.translation.modules import BahdanauAttention, EncoderDecoder, GeneralAttention
 
 _COMMON = frozenset({"Gather", "Mul", "MatMul", "Add", "Concat", "Tanh", "Squeeze", "Unsqueeze"})
-ENCODER_OPERATORS = _COMMON | {"Gemm", "Transpose", "Cast", "LSTM", "GRU", "Split", "Shape", "Expand", "Identity"}
+ENCODER_OPERATORS = _COMMON | {
+    *("Gemm", "Transpose", "Cast", "LSTM", "GRU", "Split", "Shape", "Expand", "Identity"),
+    "ConstantOfShape",  # the first state of input feeding
+}
 DECODER_OPERATORS: dict[Lowering, frozenset[str]] = {
     lowering: _COMMON | {"Gemm", "Shape", "Range", "Less", "Where", "Softmax", "Cast"} | operators
     for lowering, operators in LAYER_OPERATORS.items()
