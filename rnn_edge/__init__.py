@@ -68,9 +68,7 @@ __all__ = [
 ]
 
 
-def load(
-    name_or_path: str, *, device: "Device" = "auto", threads: int | None = None
-) -> "LanguageModel | Translator":
+def load(name_or_path: str, *, device: "Device" = "auto", threads: int | None = None) -> "LanguageModel | Translator":
     """Load whatever model a bundle holds."""
     from rnn_edge.bundle import open_bundle
     from rnn_edge.language_model import LanguageModel

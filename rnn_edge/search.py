@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
+from rnn_edge.errors import BundleError
 from rnn_edge.stepper import Logits, Stepper
 
 Rows = NDArray[np.int64]
@@ -332,8 +333,14 @@ class _BeamSearch:
 
 
 def log_normalisers(logits: Logits) -> Logits:
-    """log Σ exp over the last axis of [rows, vocabulary]."""
+    """log Σ exp over the last axis of [rows, vocabulary].
+
+    Raises:
+        BundleError: logits that no probabilities can be made of.
+    """
     largest = logits.max(axis=1)
+    if not np.isfinite(largest).all():
+        raise BundleError("the model gives logits that are not finite", "export the bundle again")
     powers = logits - largest[:, None]
     np.exp(powers, out=powers)
     total: Logits = largest + np.log(powers.sum(axis=1))

@@ -42,13 +42,23 @@ class Layout:
                 f"{len(translations)} translations of {len(self.sentences)} sentences", "give one for each"
             )
         parts = [self.gaps[0]]
-        last = len(translations) - 1
-        for index, (sentence, translation) in enumerate(zip(self.sentences, translations, strict=True)):
-            line, gap = " ".join(translation.splitlines()), self.gaps[index + 1]
-            if not gap and index < last and _UNSPACED.match(sentence[-1]) and not _UNSPACED.match(line[-1:]):
-                gap = " "  # from a language without spaces to one with them
-            parts += (line, gap)
+        for index, translation in enumerate(translations):
+            line = one_line(translation)
+            parts += (line, self.gap_after(index, line))
         return "".join(parts)
+
+    def gap_after(self, index: int, translation: str) -> str:
+        """What stands behind a sentence, where its translation is ``translation``."""
+        gap = self.gaps[index + 1]
+        last = index == len(self.sentences) - 1
+        if (
+            not gap
+            and not last
+            and _UNSPACED.match(self.sentences[index][-1])
+            and not _UNSPACED.match(translation[-1:])
+        ):
+            return " "  # from a language without spaces to one with them
+        return gap
 
     def cut(self, ids_length: Callable[[str], int], longest: int) -> Layout:
         """The same text with its long sentences in pieces, by ``split_long``."""
@@ -106,6 +116,11 @@ def unwrap_lines(text: str) -> str:
         lines.append(line)
         most = column if words and line.endswith(("\n", "\r")) else -1
     return "".join(lines)
+
+
+def one_line(text: str) -> str:
+    """``text`` with spaces for its line breaks, and none for one at its end."""
+    return " ".join(text.splitlines())
 
 
 def split_long(ids_length: Callable[[str], int], sentence: str, longest: int) -> list[str]:

@@ -65,11 +65,18 @@ class Tokenizer:
         try:
             return list(self._encoder.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"the tokenizer fails: {error}", "export the bundle again") from error
+            raise _failure([text], error) from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, by a vocabulary that lacks nothing."""
-        return [found.ids for found in self._encoder.encode_batch(list(texts), add_special_tokens=False)]
+        """Token ids of each text, by a vocabulary that lacks nothing.
+
+        Raises:
+            UnknownTokenError: a text has surrogates, which are no characters.
+        """
+        try:
+            return [found.ids for found in self._encoder.encode_batch(list(texts), add_special_tokens=False)]
+        except Exception as error:  # the library raises bare Exception
+            raise _failure(texts, error) from error
 
     def spans(self, text: str) -> list[str]:
         """The part of ``text`` that each token stands for."""
@@ -143,6 +150,14 @@ def character_tokenizer(text: str) -> Tokenizer:
     encoder.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     encoder.decoder = decoders.Fuse()
     return Tokenizer((encoder.to_str(pretty=True) + "\n").encode())
+
+
+def _failure(texts: Iterable[str], error: Exception) -> BundleError | UnknownTokenError:
+    """Bytes of the command line that are not UTF-8 come as surrogates, and no tokenizer takes those."""
+    surrogates = sorted({character for text in texts for character in text if "\ud800" <= character <= "\udfff"})
+    if surrogates:
+        return UnknownTokenError(f"the text has {surrogates[0]!r}, which is no character", "give text in UTF-8")
+    return BundleError(f"the tokenizer fails: {error}", "export the bundle again")
 
 
 _CHARACTER_SPLIT = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}

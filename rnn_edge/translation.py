@@ -12,6 +12,7 @@ from rnn_edge.events import FinishReason, Timings
 from rnn_edge.manifest import MAXIMUM_BEAM
 from rnn_edge.sampling import SamplingOptions
 from rnn_edge.search import Scoring
+from rnn_edge.sentences import Layout
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,13 @@ class Sentence:
 class Translation:
     """A translated text: its sentences put together again with the white space that stood around them.
 
-    ``cut`` counts sentences that are longer than any the model was trained on: they were translated in parts.
+    ``layout`` has what stands between the sentences. ``cut`` counts sentences that are longer than any the model was
+    trained on: they were translated in parts.
     """
 
     text: str
     sentences: tuple[Sentence, ...]
+    layout: Layout
     cut: int
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, overload
@@ -17,7 +17,7 @@ from rnn_edge.manifest import Manifest
 from rnn_edge.providers import Device
 from rnn_edge.sampling import Sampler
 from rnn_edge.search import Hypothesis, Step, beam_search, collect, follow
-from rnn_edge.sentences import Layout, split
+from rnn_edge.sentences import Layout, one_line, split
 from rnn_edge.stepper import Logits
 from rnn_edge.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from rnn_edge.translation import Candidate, Sentence, Translation, TranslationEvent, TranslationOptions
@@ -96,7 +96,8 @@ class Translator:
         results = []
         for layout, cut in plans:
             sentences = tuple(next(found) for _ in layout.sentences)
-            results.append(Translation(layout.join([sentence.text for sentence in sentences]), sentences, cut))
+            joined = layout.join([sentence.text for sentence in sentences])
+            results.append(Translation(joined, sentences, layout, cut))
         return results[0] if isinstance(text, str) else results
 
     def translate_sentences(self, sentences: Sequence[str], options: TranslationOptions) -> list[Sentence]:
@@ -180,7 +181,7 @@ class Translator:
     def read(
         self, text: str, source: Sequence[int], found: Iterable[Hypothesis], options: TranslationOptions
     ) -> Sentence:
-        """The hypotheses as text, each text once."""
+        """The hypotheses as text in one line, each text once."""
         pieces = self.source_pieces(text, source)
         candidates: dict[str, Candidate] = {}
         for item in found:
@@ -188,7 +189,7 @@ class Translator:
                 self.piece(token, weights, pieces, options)
                 for token, weights in zip(item.tokens, item.attention, strict=False)
             ]
-            joined = b"".join(texts).decode("utf-8", errors="replace").lstrip(" ")
+            joined = one_line(b"".join(texts).decode("utf-8", errors="replace").lstrip(" "))
             end = (b"",) if item.finished else ()
             candidates.setdefault(
                 joined,
@@ -233,7 +234,6 @@ class TranslationStream(Iterator[TranslationEvent]):
         self._translator, self._options = translator, replace(options, seed=self.seed)
         self._layout, self.cut = translator.plan(text, options)
         self._cancelled = False
-        self._finished = True  # whether the last sentence came to its end token
         self._read = self._written = 0  # tokens
         self._encoding = self._first = 0.0  # seconds, and the time of the first token
         self._events = self._run(perf_counter())
@@ -247,20 +247,22 @@ class TranslationStream(Iterator[TranslationEvent]):
 
     def _run(self, called: float) -> Iterator[TranslationEvent]:
         reason: FinishReason = "stop"
-        gaps = self._layout.gaps
+        gap = self._layout.gaps[0]
         for number, sentence in enumerate(self._layout.sentences):
-            yield from self._sentence(sentence, number, gaps[number])
-            if self._cancelled:
+            result = yield from self._sentence(sentence, number, gap)
+            if result is None or self._cancelled:
                 break
-            reason = reason if self._finished else "length"
-        rest = "" if self._cancelled else gaps[-1]
+            gap = self._layout.gap_after(number, result.text)
+            reason = reason if result.candidates[0].finished else "length"
+        rest = "" if self._cancelled else gap
         reason = "interrupt" if self._cancelled else reason
-        generation = perf_counter() - called - self._encoding
-        timings = Timings(self._read, self._encoding, self._written, generation, self._first - called)
+        ended = perf_counter()
+        first = (self._first or ended) - called
+        timings = Timings(self._read, self._encoding, self._written, ended - called - self._encoding, first)
         yield TranslationEvent(rest, len(self._layout.sentences), finish_reason=reason, timings=timings)
 
-    def _sentence(self, text: str, number: int, begin: str) -> Iterator[TranslationEvent]:
-        """Events of one sentence, after the white space that stands before it."""
+    def _sentence(self, text: str, number: int, begin: str) -> Generator[TranslationEvent, None, Sentence | None]:
+        """Events of one sentence, after the white space that stands before it; None where it was cancelled."""
         translator, options = self._translator, self._options
         started = perf_counter()
         (source,) = translator.sources([text])
@@ -275,7 +277,7 @@ class TranslationStream(Iterator[TranslationEvent]):
             self._encoding += perf_counter() - started
             limits, prefixes = translator.limits([source], options), [translator.prefix(options)]
             steps: list[Step] = []
-            decoder = StreamDecoder(translator.tokenizer)
+            decoder, line = StreamDecoder(translator.tokenizer), _OneLine()
             start = True
             for step in follow(translator.graphs, encoded, limits, translator.chooser(options, [number]), prefixes):
                 steps.append(step)
@@ -286,15 +288,30 @@ class TranslationStream(Iterator[TranslationEvent]):
                     new = new.lstrip(" ")
                 start = start and not new
                 self._note_token(1)
+                new = line.push(new)
                 yield TranslationEvent(new, number, None, token, piece, step.log_probabilities[0], attention)
                 if self._cancelled:
-                    return
+                    return None
             hypotheses = collect(iter(steps), encoded, translator.end, options.scoring)
             result = translator.read(text, source, hypotheses, options)
-            yield TranslationEvent(decoder.flush(), number, result=result)
+            yield TranslationEvent(line.push(decoder.flush()), number, result=result)
         self._read += len(source)
-        self._finished = result.candidates[0].finished
+        return result
 
     def _note_token(self, count: int) -> None:
         self._first = self._first or perf_counter()
         self._written += count
+
+
+class _OneLine:
+    """``one_line`` of a text that comes in pieces: only a line break at the end is held back."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """What became certain."""
+        text = self._held + text
+        kept = "".join(text.splitlines(keepends=True)[-1:])  # the last line
+        self._held = kept[len(one_line(kept)) :]
+        return one_line(text)

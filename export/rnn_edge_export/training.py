@@ -26,7 +26,7 @@ from rnn_edge_export.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from rnn_edge_export.hardware import autocast, resolve_device, resolve_precision
+from rnn_edge_export.hardware import autocast, keep_freed_memory, resolve_device, resolve_precision
 from rnn_edge_export.layers import parameter_count
 from rnn_edge_export.optimisation import learning_rate, make_optimizer
 from rnn_edge_export.recipe import Recipe
@@ -144,6 +144,8 @@ class Trainer(Generic[BatchT, ModelT]):
         training = self.recipe.training
         self.device = resolve_device(device)
         self.precision = resolve_precision(training.precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(training.seed)
         model = task.new_model()
         self.parameters = parameter_count(model)

@@ -84,11 +84,9 @@ def translate(
     if text is not None and file is not None:
         raise InvalidValueError("a text and --file exclude each other", "give one of the two")
     if attention_file:
-        from rnn_edge.files import check_output
         from rnn_edge.heatmap import check_picture_path
 
-        check_picture_path(attention_file)
-        check_output(attention_file, force=force, folder=False)
+        check_picture_path(attention_file, force=force)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     given: dict[str, Any] = {name: value for name, value in drawn.items() if value is not None}
     sampling = SamplingOptions(**{"temperature": 1.0, **given}) if given else None
@@ -118,7 +116,9 @@ def translate(
         code = _stream(translator, texts, options, show, loaded, quiet=quiet)
     else:
         writer = LineWriter(lists=n_best > 1, alignments=alignments, json_lines=json_lines)
-        code = _lines(translator, file, options, writer, quiet=quiet)
+        # Lines of one paragraph can only be joined when all of them are there.
+        chunks = iter([[read_input(None, file, "the text")]]) if unwrap else line_chunks(file, 16 * options.batch_size)
+        code = _lines(translator, chunks, file, options, writer, quiet=quiet)
     if code:
         raise typer.Exit(code)
 
@@ -153,7 +153,13 @@ def _stream(
 
 
 def _lines(
-    translator: "Translator", file: Path | None, options: "TranslationOptions", writer: "LineWriter", *, quiet: bool
+    translator: "Translator",
+    chunks: Iterator[list[str]],
+    file: Path | None,
+    options: "TranslationOptions",
+    writer: "LineWriter",
+    *,
+    quiet: bool,
 ) -> int:
     """Line in, line out; the exit code."""
     from rnn_edge import render
@@ -162,7 +168,7 @@ def _lines(
     lines = sentences = words = cut = 0
     total = file.read_bytes().count(b"\n") if file and file.is_file() else 0
     with render.progress("translating", quiet=quiet or sys.stdout.isatty()) as progress:
-        for chunk in line_chunks(file, at_most=16 * options.batch_size):
+        for chunk in chunks:
             for translation, source in zip(translator.translate(chunk, options), chunk, strict=True):
                 writer.line(translation, source)
                 sentences += len(translation.sentences)

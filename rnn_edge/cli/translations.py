@@ -129,7 +129,7 @@ class LineWriter:
         elif self._lists:
             for rank in range(max((len(item.candidates) for item in translation.sentences), default=1)):
                 chosen = [item.candidates[min(rank, len(item.candidates) - 1)] for item in translation.sentences]
-                joined = " ".join(candidate.text for candidate in chosen)
+                joined = translation.layout.join([candidate.text for candidate in chosen]).strip()
                 score = sum(candidate.score for candidate in chosen)
                 self._out.write(f"{self._number} ||| {joined} ||| {score:.4f}\n")
         else:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rnn_edge.cli import run
-from tests.device.tiny import DATA
+from rnn_edge.translator import Translator
+from tests.device.tiny import DATA, TRANSLATOR, WORDS
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -26,3 +27,15 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
     yield call
     signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(scope="session")
+def translator() -> Translator:
+    """Subwords that both sides share, LSTM in the operator lowering, two layers in the decoder, general attention."""
+    return Translator.load(TRANSLATOR, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def words() -> Translator:
+    """Words, a vocabulary for each side that lacks some, GRU in the cell lowering, Bahdanau's attention."""
+    return Translator.load(WORDS, device="cpu")

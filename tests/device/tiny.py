@@ -9,6 +9,7 @@ from typing import Any
 
 DATA = Path(__file__).parent.parent / "data"
 LSTM, GRU = DATA / "lstm", DATA / "gru"
+TRANSLATOR, WORDS = DATA / "translator", DATA / "translator-word"
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -143,8 +143,9 @@ def translate_greedily(
         source, lengths = _source(tokenizers[0], [sentences[index] for index in some])
         memory, state = model.encode(source.to(device), lengths.to(device))
         ids = greedy(model, memory, state, start, end, limit=2 * len(source) + 10)
-        for index, row in zip(some, ids, strict=True):
-            results[index] = tokenizers[1].decode(row).strip()
+        for index, row, length in zip(some, ids, lengths.tolist(), strict=True):
+            # Each to its own limit, as on a device: a longer one beside it gives it no more.
+            results[index] = tokenizers[1].decode(row[: 2 * length + 10]).strip()
     return results
 
 

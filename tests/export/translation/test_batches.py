@@ -109,7 +109,7 @@ def test_little_is_padding(pairs: list[Pair], trained: tuple[PairSection, Both])
     for batch in PairBatches(pairs, tokenizers, section).epoch(0):
         filled += int(batch.lengths.sum() + (batch.targets != IGNORE).sum())
         total += batch.source.numel() + batch.targets.numel()
-    assert filled / total > 0.85
+    assert filled / total > 0.8
 
 
 def _equal(one: list[Batch], other: list[Batch]) -> bool:
