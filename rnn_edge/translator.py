@@ -10,13 +10,14 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any, overload
 
+from rnn_edge.beam_search import beam_search
 from rnn_edge.bundle import Bundle, open_bundle, require_task
 from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.events import FinishReason, Timings
 from rnn_edge.manifest import Manifest
 from rnn_edge.providers import Device
 from rnn_edge.sampling import Sampler
-from rnn_edge.search import Hypothesis, Step, beam_search, collect, follow
+from rnn_edge.search import Hypothesis, Step, collect, follow
 from rnn_edge.sentences import Layout, one_line, split
 from rnn_edge.stepper import Logits
 from rnn_edge.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
@@ -148,9 +149,14 @@ class Translator:
         table, unknown = self.source_tokenizer.token_bytes, self._source.unknown
         if unknown not in source:
             return tuple(table[token] for token in source)
-        words = [f" {word.strip()}".encode() for word in self.source_tokenizer.spans(text)]
+        # As in the vocabulary: the first word and what follows a space begin with one.
+        words = [
+            (" " if not index or span[:1].isspace() else "") + span.strip()
+            for index, span in enumerate(self.source_tokenizer.spans(text))
+        ]
         return tuple(
-            word if token == unknown else table[token] for token, word in zip(source, [*words, b""], strict=True)
+            word.encode() if token == unknown else table[token]
+            for token, word in zip(source, [*words, ""], strict=True)
         )
 
     def limits(self, sources: Sequence[Sequence[int]], options: TranslationOptions) -> list[int]:

@@ -68,11 +68,16 @@ def _decode(line: bytes, where: str) -> str:
 
 
 def typed_lines() -> Iterator[str]:
-    """Lines that a person types, until Ctrl-D."""
+    """Lines that a person types, until Ctrl-D.
+
+    Raises:
+        DataError: one is not UTF-8.
+    """
     from rnn_edge.render import note
 
     note("type a text and press Enter; Ctrl-D ends")
-    yield from sys.stdin
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        yield _decode(line, f"line {number}")
 
 
 @contextlib.contextmanager

@@ -58,6 +58,8 @@ def translate(
     top_k: Annotated[int | None, typer.Option(help="Draw among the K likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the fewest that reach this probability.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Draw among those this fraction as likely as the first.")] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(help="Draw with recent tokens weakened; 1 is off.")] = None,
+    repeat_window: Annotated[int | None, typer.Option(help="How many tokens are recent.")] = None,
     seed: Annotated[int | None, typer.Option("-s", "--seed", help="Same seed, same draws.")] = None,
     unwrap: Annotated[bool, typer.Option("--unwrap", help="Join the lines of a paragraph before translating.")] = False,
     attention: Annotated[
@@ -87,7 +89,14 @@ def translate(
         from rnn_edge.heatmap import check_picture_path
 
         check_picture_path(attention_file, force=force)
-    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    drawn = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "repeat_window": repeat_window,
+    }
     given: dict[str, Any] = {name: value for name, value in drawn.items() if value is not None}
     sampling = SamplingOptions(**{"temperature": 1.0, **given}) if given else None
     overrides = {

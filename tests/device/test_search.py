@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from rnn_edge.beam_search import beam_search, largest
 from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
 from rnn_edge.errors import BundleError
 from rnn_edge.manifest import SpecialIds
-from rnn_edge.search import Hypothesis, Scoring, beam_search, collect, follow, largest, log_normalisers
+from rnn_edge.search import Hypothesis, Scoring, collect, follow, log_normalisers
 from rnn_edge.state import State
 from rnn_edge.stepper import LENGTHS, Logits
 
@@ -67,7 +68,7 @@ class Decoder:
     def attention(self, sentence: int, length: int, tokens: Tokens) -> Logits:
         """float32 [len(tokens), length]: a row for each token, of the step that chose it."""
         rows = [self._place(sentence, tokens[:index]) for index in range(len(tokens))]
-        weights = self.weights[rows, :length]
+        weights = self.weights[rows][:, :length]
         return cast(Logits, weights / weights.sum(axis=1, keepdims=True))
 
     def _place(self, sentence: int, tokens: Tokens) -> int:
@@ -82,7 +83,7 @@ class Stepper:
 
     def __init__(self, decoder: Decoder, encoded: Encoded) -> None:
         self.batch = len(encoded.lengths)
-        self.attention = np.zeros(encoded.memory["memory"].shape[:2], np.float32)
+        self.attention: Logits = np.zeros(encoded.memory["memory"].shape[:2], np.float32)
         self._decoder, self._lengths = decoder, encoded.lengths
         self._shift = decoder.stride * encoded.memory["memory"][:, 0, 0].astype(np.int64)
         self._state = encoded.state.tensors["h"].copy()
@@ -95,8 +96,8 @@ class Stepper:
         self._state[:, 0] = state
         places = (state + self._shift) % PLACES
         self._logits[:] = self._decoder.logits[places]
-        weights = self._decoder.weights[places, : self.attention.shape[1]]
-        weights = np.where(np.arange(weights.shape[1]) < self._lengths[:, None], weights, 0)
+        width = self.attention.shape[1]
+        weights = np.where(np.arange(width) < self._lengths[:, None], self._decoder.weights[places, :width], 0)
         self.attention[:] = weights / weights.sum(axis=1, keepdims=True)
         return self._logits
 
@@ -358,9 +359,7 @@ def searched(
     prefix: Tokens = (),
 ) -> list[list[Hypothesis]]:
     encoded = decoder.encode(lengths)
-    return beam_search(
-        decoder.graphs, encoded, limits, beam=beam, n_best=n_best, scoring=scoring, prefix=prefix
-    )
+    return beam_search(decoder.graphs, encoded, limits, beam=beam, n_best=n_best, scoring=scoring, prefix=prefix)
 
 
 def test_a_beam_finds_what_greedy_search_passes_by() -> None:
@@ -385,15 +384,11 @@ def test_the_length_penalty_prefers_longer_ones() -> None:
     decoder = table((0.0, 0.5, 0.5, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.1, 0.0, 0.9), (0.0, 0.9, 0.1, 0.0))
     short, long = math.log(0.5), math.log(0.5 * 0.9 * 0.9)
     (found,) = searched(decoder, [1], [8], beam=4, n_best=2)
-    assert [(item.tokens, item.score) for item in found] == [
-        ((), pytest.approx(short, abs=1e-5)),
-        ((A, B), pytest.approx(long, abs=1e-5)),
-    ]
+    assert [item.tokens for item in found] == [(), (A, B)]
+    assert [item.score for item in found] == pytest.approx([short, long], abs=1e-5)
     (found,) = searched(decoder, [1], [8], beam=4, n_best=2, scoring=Scoring(1.5))
-    assert [(item.tokens, item.score) for item in found] == [
-        ((A, B), pytest.approx(long / (8 / 6) ** 1.5, abs=1e-5)),
-        ((), pytest.approx(short, abs=1e-5)),
-    ]
+    assert [item.tokens for item in found] == [(A, B), ()]
+    assert [item.score for item in found] == pytest.approx([long / (8 / 6) ** 1.5, short], abs=1e-5)
 
 
 def test_the_coverage_penalty_prefers_those_that_read_everything() -> None:
@@ -463,9 +458,7 @@ def test_a_batch_gives_what_each_sentence_gives_alone(
     limits = [data.draw(st.integers(len(prefix) + 1, 12)) for _ in lengths]
     found = searched(decoder, lengths, limits, beam=beam, n_best=beam, scoring=scoring, prefix=prefix)
     for sentence, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
-        expected = reference(
-            decoder, sentence, length, limit, beam=beam, n_best=beam, scoring=scoring, prefix=prefix
-        )
+        expected = reference(decoder, sentence, length, limit, beam=beam, n_best=beam, scoring=scoring, prefix=prefix)
         check(found[sentence], expected, decoder, sentence, length, scoring)
 
 

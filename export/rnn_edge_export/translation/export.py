@@ -49,7 +49,7 @@ from rnn_edge_export.translation.steps import (
     has_keys,
 )
 from rnn_edge_export.translation.subwords import END, START, UNKNOWN
-from rnn_edge_export.translation.task import run_tokenizers
+from rnn_edge_export.translation.task import new_model, run_tokenizers
 
 ENCODER_FILE, DECODER_FILE, SOURCE_TOKENIZER_FILE = "encoder.onnx", "decoder.onnx", "source_tokenizer.json"
 _GOLDEN_STEPS = 24
@@ -147,7 +147,7 @@ def load_source(run: Path, content: RunContent, recipe: TranslationRecipe) -> Tr
         RunError: a file is missing, or the checkpoint is not the recipe's.
     """
     tokenizers = run_tokenizers(run)
-    model = EncoderDecoder(recipe.model, *(tokenizer.vocabulary_size for tokenizer in tokenizers))
+    model = new_model(recipe, tokenizers)
     restore_module("model", model, content.tensors)
     return TranslationSource(model.requires_grad_(False).eval(), tokenizers, recipe, content.scores)
 

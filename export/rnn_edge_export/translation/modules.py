@@ -35,14 +35,20 @@ class Memory:
 
 
 class EncoderDecoder(nn.Module):
-    """Translates token ids to logits of the next target token. Equal vocabulary sizes may share one embedding."""
+    """Translates token ids to logits of the next target token.
 
-    def __init__(self, recipe: TranslationSection, source_vocabulary: int, target_vocabulary: int) -> None:
+    ``joint`` says that both sides have one vocabulary, and so may share one embedding. Equal sizes say nothing: two
+    vocabularies of words are cut to the same size.
+    """
+
+    def __init__(
+        self, recipe: TranslationSection, source_vocabulary: int, target_vocabulary: int, *, joint: bool
+    ) -> None:
         super().__init__()
         self.recipe = recipe
         e, h, m = recipe.embedding, recipe.hidden, 2 * recipe.encoder_hidden
         self.target_embedding = nn.Embedding(target_vocabulary, e)
-        shared = recipe.share_embeddings and source_vocabulary == target_vocabulary
+        shared = recipe.share_embeddings and joint
         self.source_embedding = self.target_embedding if shared else nn.Embedding(source_vocabulary, e)
         self.encoder = nn.ModuleList(
             nn.ModuleList(layers.new_layer(recipe.cell, width, recipe.encoder_hidden) for _ in range(2))

@@ -68,7 +68,7 @@ class Segmenter:
         self._words = np.array([index[word] for word in words], dtype=np.int64)
         variants = [[[token.id for token in encoder.model.tokenize(word)]] for word in index]
         if dropout > 0 and description["model"]["type"] == "BPE":
-            ranks = {tuple(pair): rank for rank, pair in enumerate(description["model"]["merges"])}
+            ranks = {(left, right): rank for rank, (left, right) in enumerate(description["model"]["merges"])}
             vocabulary = description["model"]["vocab"]
             random = np.random.default_rng((seed, 1))
             for known, word in zip(variants, index, strict=True):
@@ -105,7 +105,7 @@ def _split_words(encoder: Encoder, texts: Sequence[str]) -> tuple[list[str], NDA
     return words, np.array(offsets)
 
 
-def _merge(word: str, ranks: dict[tuple[str, ...], int], dropout: float, random: np.random.Generator) -> list[str]:
+def _merge(word: str, ranks: dict[tuple[str, str], int], dropout: float, random: np.random.Generator) -> list[str]:
     """Merge the best-ranked pair until none is left; each time every pair is left out with chance ``dropout``."""
     pieces = list(word)
     while len(pieces) > 1:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from rnn_edge.evaluation import bleu
 from rnn_edge.manifest import Metric
 from rnn_edge.tokenizer import Tokenizer
+from rnn_edge.translation import TranslationOptions
 from rnn_edge_export.recipe import TranslationRecipe
-from rnn_edge_export.run import SOURCE_TOKENIZER, TOKENIZER, load_tokenizer
+from rnn_edge_export.run import RECIPE, SOURCE_TOKENIZER, TOKENIZER, load_tokenizer
 from rnn_edge_export.training import Evaluation
 from rnn_edge_export.translation.batches import IGNORE, Batch, PairBatches, pad, special_id
 from rnn_edge_export.translation.data import PairCorpus
@@ -49,7 +50,7 @@ class TranslationTask:
 
     def new_model(self) -> EncoderDecoder:
         """The untrained network."""
-        return EncoderDecoder(self.recipe.model, *(tokenizer.vocabulary_size for tokenizer in self._tokenizers))
+        return new_model(self.recipe, self._tokenizers)
 
     def files(self) -> dict[str, bytes]:
         """One tokenizer, or one for each side."""
@@ -105,11 +106,22 @@ class TranslationTask:
         """Nothing is carried."""
 
 
+def new_model(recipe: TranslationRecipe, tokenizers: tuple[Tokenizer, Tokenizer]) -> EncoderDecoder:
+    """The untrained network for source and target tokenizer."""
+    source, target = tokenizers
+    return EncoderDecoder(recipe.model, source.vocabulary_size, target.vocabulary_size, joint=source is target)
+
+
 def run_tokenizers(run: Path) -> tuple[Tokenizer, Tokenizer]:
-    """Source and target tokenizer of a run; one object where they share one."""
+    """Source and target tokenizer of a run; one object where they share one.
+
+    Raises:
+        RunError: one is missing.
+    """
     target = load_tokenizer(run / TOKENIZER)
-    source = run / SOURCE_TOKENIZER
-    return (load_tokenizer(source) if source.is_file() else target), target
+    # By the recipe: what stands in the folder may be of a run that was replaced.
+    shared = TranslationRecipe.from_toml(run / RECIPE).training.tokenizer == "subword"
+    return (target if shared else load_tokenizer(run / SOURCE_TOKENIZER)), target
 
 
 @torch.no_grad()
@@ -135,17 +147,18 @@ def reference_loss(
 def translate_greedily(
     model: EncoderDecoder, sentences: Sequence[str], tokenizers: tuple[Tokenizer, Tokenizer]
 ) -> list[str]:
-    """The likeliest token at each step, at most twice the source's length and ten: for validation while training."""
+    """The likeliest token at each step, at most as many as on a device: for validation while training."""
     device = model.output.weight.device
     start, end = special_id(tokenizers[1], START), special_id(tokenizers[1], END)
     results = [""] * len(sentences)
     for some in _by_length([(sentence, "") for sentence in sentences], tokenizers[0]):
         source, lengths = _source(tokenizers[0], [sentences[index] for index in some])
         memory, state = model.encode(source.to(device), lengths.to(device))
-        ids = greedy(model, memory, state, start, end, limit=2 * len(source) + 10)
-        for index, row, length in zip(some, ids, lengths.tolist(), strict=True):
-            # Each to its own limit, as on a device: a longer one beside it gives it no more.
-            results[index] = tokenizers[1].decode(row[: 2 * length + 10]).strip()
+        # Each to its own limit: a longer one beside it gives it no more.
+        limits = [int(TranslationOptions.maximum_ratio * length) + 10 for length in lengths.tolist()]
+        ids = greedy(model, memory, state, start, end, max(limits))
+        for index, row, limit in zip(some, ids, limits, strict=True):
+            results[index] = tokenizers[1].decode(row[:limit]).strip()
     return results
 
 

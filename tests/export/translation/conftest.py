@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import pytest
 
@@ -36,6 +36,8 @@ if find_spec("torch") is None:  # a device: nothing here applies
 
 PAIRS = DATA / "pairs.tsv"
 
+Kind = Literal["subword", "word"]
+
 PLAIN = TranslationSection(
     embedding=8,
     encoder_hidden=6,
@@ -47,7 +49,7 @@ PLAIN = TranslationSection(
     output_dropout=0.0,
 )
 # Everything in training that draws random numbers.
-DROPOUTS = {
+DROPOUTS: dict[str, Any] = {
     **dict.fromkeys(("input_dropout", "layer_dropout", "output_dropout"), 0.2),
     **dict.fromkeys(("word_dropout", "weight_drop"), 0.1),
 }
@@ -72,7 +74,7 @@ class Combination(NamedTuple):
     lowering: Lowering
     feeding: bool
     layers: int = 2
-    tokenizer: str = "subword"
+    tokenizer: Kind = "subword"
 
 
 class Exported(NamedTuple):
@@ -86,7 +88,7 @@ class Exported(NamedTuple):
 Export = Callable[[Combination], Exported]
 MakeSource = Callable[..., "TranslationSource"]
 MakeTrainer = Callable[..., "TranslationTrainer"]
-Tokenizers = Callable[[str], tuple[Tokenizer, Tokenizer]]
+Tokenizers = Callable[[Kind], tuple[Tokenizer, Tokenizer]]
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> Path:
@@ -115,7 +117,7 @@ def tokenizers(pairs: list[Pair]) -> Tokenizers:
     from rnn_edge_export.translation.subwords import train_tokenizers
 
     @functools.cache
-    def train(kind: Any) -> tuple[Tokenizer, Tokenizer]:
+    def train(kind: Kind) -> tuple[Tokenizer, Tokenizer]:
         return train_tokenizers(pairs, PairSection(tokenizer=kind, vocabulary_size=400))
 
     return train
@@ -151,11 +153,11 @@ def make_trainer(tmp_path: Path, numbers: list[Pair]) -> MakeTrainer:
 def make_source(tokenizers: Tokenizers) -> MakeSource:
     """An untrained translator with all weights and biases random: zeros would hide mistakes."""
 
-    def make(tokenizer: str = "subword", std: float = 0.4, longest: int = 0, **changes: Any) -> "TranslationSource":
+    def make(tokenizer: Kind = "subword", std: float = 0.4, longest: int = 0, **changes: Any) -> "TranslationSource":
         import torch
 
         from rnn_edge_export.translation.export import TranslationSource
-        from rnn_edge_export.translation.modules import EncoderDecoder
+        from rnn_edge_export.translation.task import new_model
 
         recipe = TranslationRecipe(
             data=DataRecipe(title="sentences", sha256="0" * 64, longest=longest),
@@ -164,7 +166,7 @@ def make_source(tokenizers: Tokenizers) -> MakeSource:
         )
         recipe.check()
         both = tokenizers(tokenizer)
-        model = EncoderDecoder(recipe.model, *(item.vocabulary_size for item in both)).requires_grad_(False).eval()
+        model = new_model(recipe, both).requires_grad_(False).eval()
         generator = torch.Generator().manual_seed(11)
         for parameter in model.parameters():
             parameter.normal_(std=std, generator=generator)

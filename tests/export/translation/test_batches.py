@@ -135,6 +135,8 @@ def test_epochs_differ_and_are_functions_of_the_seed(pairs: list[Pair], trained:
     assert members[0] != members[1]
     lengths = [len(batch.source) for batch in epochs[0]]
     assert lengths != sorted(lengths)
+    # Nor does a pair keep to those of its own length.
+    assert any(batch.lengths.tolist() != sorted(batch.lengths.tolist()) for batch in epochs[0])
 
 
 def test_batches_that_are_done_are_skipped(pairs: list[Pair], trained: tuple[PairSection, Both]) -> None:

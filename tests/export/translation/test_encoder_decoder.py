@@ -43,10 +43,10 @@ def model(request: pytest.FixtureRequest) -> EncoderDecoder:
     return _model(cell=cell, attention=attention, layers=layers, encoder_layers=layers, input_feeding=feeding)
 
 
-def _model(vocabularies: tuple[int, int] = (_SOURCE, _TARGET), **changes: Any) -> EncoderDecoder:
+def _model(vocabularies: tuple[int, int] = (_SOURCE, _TARGET), joint: bool = False, **changes: Any) -> EncoderDecoder:
     """Random weights and biases everywhere: zeros would hide mistakes."""
     torch.manual_seed(0)
-    made = EncoderDecoder(replace(PLAIN, **changes), *vocabularies).eval()
+    made = EncoderDecoder(replace(PLAIN, **changes), *vocabularies, joint=joint).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -241,10 +241,14 @@ def test_gradients_reach_every_parameter(model: EncoderDecoder) -> None:
 @pytest.mark.parametrize("feeding", [False, True])
 @torch.no_grad()
 def test_every_dropout_acts_in_training_alone(kind: str, feeding: bool) -> None:
-    made, plain = _model(input_feeding=feeding, **{kind: 0.5}), _model(input_feeding=feeding)
-    batch = _batch()
-    one, other = (made.train()(*batch) for _ in range(2))
-    assert not torch.allclose(one, other, atol=1e-4)
+    changes: dict[str, Any] = {kind: 0.5}
+    made, plain = _model(input_feeding=feeding, **changes), _model(input_feeding=feeding)
+    batch = source, lengths, tokens = _batch()
+    first, second = (made.train().encode(source, lengths)[0].values for _ in range(2))
+    assert torch.allclose(first, second, atol=1e-4) == (kind == "output_dropout")
+    memory, state = plain.encode(source, lengths)
+    first, second = (made.decode(tokens, state, memory)[0] for _ in range(2))
+    assert not torch.allclose(first, second, atol=1e-4)
     torch.manual_seed(1)
     one = made(*batch)
     torch.manual_seed(1)
@@ -275,17 +279,16 @@ def test_word_dropout_leaves_out_whole_tokens() -> None:
 
 
 def test_shared_parameters_are_one_tensor() -> None:
-    both, source_alone = _model((_TARGET, _TARGET)), _model((_TARGET, _TARGET), share_embeddings=False)
-    unequal = _model()
-    for made in (both, source_alone, unequal):
+    joint = _model((_TARGET, _TARGET), joint=True)
+    asked = _model((_TARGET, _TARGET), joint=True, share_embeddings=False)
+    words = _model((_TARGET, _TARGET))  # two vocabularies of one size have nothing in common
+    for made in (joint, asked, words):
         assert made.output.weight is made.target_embedding.weight
-    assert both.source_embedding is both.target_embedding
-    for made in (source_alone, unequal):
+    assert joint.source_embedding is joint.target_embedding
+    for made in (asked, words):
         assert made.source_embedding.weight is not made.target_embedding.weight
-        assert made.source_embedding.weight.shape[1] == PLAIN.embedding
-    assert unequal.source_embedding.num_embeddings == _SOURCE
-    assert parameter_count(source_alone) - parameter_count(both) == _TARGET * PLAIN.embedding
-    assert parameter_count(unequal) - parameter_count(both) == _SOURCE * PLAIN.embedding
+        assert parameter_count(made) - parameter_count(joint) == _TARGET * PLAIN.embedding
+    assert _model().source_embedding.num_embeddings == _SOURCE
 
 
 def test_parameter_count_by_hand() -> None:
@@ -310,7 +313,7 @@ def test_dot_attention_needs_equal_widths(hidden: int, encoder_hidden: int) -> N
     for good in (replace(section, attention="general"), replace(section, hidden=2 * encoder_hidden)):
         TranslationRecipe(model=good).check()
         torch.manual_seed(0)
-        assert EncoderDecoder(good, _SOURCE, _TARGET)(*_batch()).shape == (6, 4, _TARGET)
+        assert EncoderDecoder(good, _SOURCE, _TARGET, joint=False)(*_batch()).shape == (6, 4, _TARGET)
 
 
 @torch.no_grad()

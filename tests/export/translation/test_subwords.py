@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ from rnn_edge.text_files import Pair
 from rnn_edge.tokenizer import Tokenizer
 from rnn_edge_export.recipe import PairSection
 from rnn_edge_export.translation.subwords import END, START, UNKNOWN, Segmenter, _merge, train_tokenizers
-from tests.export.translation.conftest import PAIRS
+from tests.export.translation.conftest import PAIRS, Kind
 
 if TYPE_CHECKING:
     from tests.export.translation.conftest import Tokenizers
 
-_KINDS = ("subword", "word")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 # What the sentences are written in, and what the normaliser changes.
 _ALPHABET = "".join(sorted(set(PAIRS.read_text(encoding="utf-8")) - set("\t\n"))) + "\u00a0\u202f\u2009\u2019\u0301<>s/"
 _TEXTS = st.lists(st.text(_ALPHABET, min_size=1, max_size=12), min_size=1, max_size=5)
@@ -55,9 +55,7 @@ def test_both_sides_share_one_subword_vocabulary(pairs: list[Pair], tokenizers: 
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_training_again_gives_the_same_vocabularies(
-    pairs: list[Pair], tokenizers: Tokenizers, kind: Literal["subword", "word"]
-) -> None:
+def test_training_again_gives_the_same_vocabularies(pairs: list[Pair], tokenizers: Tokenizers, kind: Kind) -> None:
     again = train_tokenizers(pairs, PairSection(tokenizer=kind, vocabulary_size=400))
     assert [tokenizer.content for tokenizer in again] == [tokenizer.content for tokenizer in tokenizers(kind)]
 
@@ -112,7 +110,7 @@ def test_the_commonest_words_are_kept(pairs: list[Pair]) -> None:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_lower_case(pairs: list[Pair], kind: Literal["subword", "word"]) -> None:
+def test_lower_case(pairs: list[Pair], kind: Kind) -> None:
     for tokenizer in train_tokenizers(pairs, PairSection(tokenizer=kind, vocabulary_size=300, lowercase=True)):
         assert tokenizer.encode("ÎLE ÉTÉ") == tokenizer.encode("île été")
         assert tokenizer.decode(tokenizer.encode("THE")) == " the" or kind == "word"
@@ -120,7 +118,7 @@ def test_lower_case(pairs: list[Pair], kind: Literal["subword", "word"]) -> None
 
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("text", ["</s>", "a </s> b", "<s>", "<unk>x", "x</s>"])
-def test_a_text_that_spells_a_special_token_is_only_a_text(tokenizers: Tokenizers, kind: str, text: str) -> None:
+def test_a_text_that_spells_a_special_token_is_only_a_text(tokenizers: Tokenizers, kind: Kind, text: str) -> None:
     for tokenizer in tokenizers(kind):
         special = {tokenizer.id_of(START), tokenizer.id_of(END)}
         assert not special & set(tokenizer.encode(text))
@@ -134,7 +132,7 @@ def test_a_text_that_spells_a_special_token_is_only_a_text(tokenizers: Tokenizer
 @pytest.mark.parametrize("kind", _KINDS)
 @given(texts=_TEXTS, epoch=st.integers(0, 3))
 def test_without_dropout_a_segmenter_is_the_tokenizer(
-    tokenizers: Tokenizers, kind: str, texts: list[str], epoch: int
+    tokenizers: Tokenizers, kind: Kind, texts: list[str], epoch: int
 ) -> None:
     for tokenizer in tokenizers(kind):
         assert _segment(tokenizer, texts, 0.0, 1, epoch) == [tokenizer.encode(text) for text in texts]
@@ -203,7 +201,7 @@ def test_merges_by_hand() -> None:
 def test_merging_without_dropout_is_what_the_library_does(tokenizers: Tokenizers, text: str) -> None:
     content = tokenizers("subword")[0].content
     encoder = Encoder.from_str(content.decode())
-    ranks = {tuple(pair): rank for rank, pair in enumerate(json.loads(content)["model"]["merges"])}
+    ranks = {(a, b): rank for rank, (a, b) in enumerate(json.loads(content)["model"]["merges"])}
     assert len(ranks) == 400 - 256 - 2
     for word, _ in encoder.pre_tokenizer.pre_tokenize_str(encoder.normalizer.normalize_str(text)):
         assert _merge(word, ranks, 0.0, _RANDOM) == [token.value for token in encoder.model.tokenize(word)]
@@ -213,7 +211,7 @@ def test_every_word_of_the_sentences_merges_as_the_library_does(pairs: list[Pair
     """With a vocabulary so large that merges compete."""
     tokenizer, _ = train_tokenizers(pairs, PairSection(vocabulary_size=700))
     encoder = Encoder.from_str(tokenizer.content.decode())
-    ranks = {tuple(pair): rank for rank, pair in enumerate(json.loads(tokenizer.content)["model"]["merges"])}
+    ranks = {(a, b): rank for rank, (a, b) in enumerate(json.loads(tokenizer.content)["model"]["merges"])}
     words = {word for text in _sides(pairs) for word, _ in encoder.pre_tokenizer.pre_tokenize_str(text)}
     assert len(words) > 500
     for word in words:

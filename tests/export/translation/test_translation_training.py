@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rnn_edge.errors import RunError
 from rnn_edge.evaluation import Score, bleu
 from rnn_edge.text_files import Pair
 from rnn_edge_export.checkpoint import Best, Progress, load_checkpoint
@@ -22,12 +23,12 @@ from rnn_edge_export.translation import task as task_module
 from rnn_edge_export.translation.batches import IGNORE, Batch
 from rnn_edge_export.translation.export import load_source
 from rnn_edge_export.translation.task import reference_loss, run_tokenizers, translate_greedily
-from tests.export.translation.conftest import DROPOUTS, PLAIN
+from tests.export.translation.conftest import DROPOUTS, PLAIN, Kind
 
 if TYPE_CHECKING:
     from tests.export.translation.conftest import MakeSource, MakeTrainer, TranslationTrainer
 
-_ALL_RANDOM = replace(PLAIN, **DROPOUTS)  # type: ignore[arg-type]
+_ALL_RANDOM = replace(PLAIN, **DROPOUTS)
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
@@ -55,7 +56,7 @@ def _validations(events: list[TrainingEvent]) -> list[ValidationEvent]:
 
 @pytest.mark.parametrize(("cell", "tokenizer"), [("lstm", "word"), ("gru", "subword")])
 def test_numbers_are_learned(
-    make_trainer: MakeTrainer, numbers: list[Pair], cell: Literal["lstm", "gru"], tokenizer: str
+    make_trainer: MakeTrainer, numbers: list[Pair], cell: Literal["lstm", "gru"], tokenizer: Kind
 ) -> None:
     trainer = make_trainer(
         model=replace(PLAIN, cell=cell, embedding=16, layers=1, encoder_hidden=16, hidden=32),
@@ -101,7 +102,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[TranslationTra
 
 @pytest.mark.parametrize("tokenizer", ["subword", "word"])
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(
-    make_trainer: MakeTrainer, interrupt_after: Callable[[TranslationTrainer, int], None], tokenizer: str
+    make_trainer: MakeTrainer, interrupt_after: Callable[[TranslationTrainer, int], None], tokenizer: Kind
 ) -> None:
     changes: dict[str, Any] = {
         "model": _ALL_RANDOM,
@@ -331,7 +332,7 @@ def test_the_scores_are_those_of_the_best_weights(make_trainer: MakeTrainer) -> 
 
 
 @pytest.mark.parametrize("tokenizer", ["subword", "word"])
-def test_a_run_has_its_tokenizers(make_trainer: MakeTrainer, tokenizer: str) -> None:
+def test_a_run_has_its_tokenizers(make_trainer: MakeTrainer, tokenizer: Kind) -> None:
     trainer = make_trainer(tokenizer=tokenizer, vocabulary_size=300)
     corpus = trainer.task.corpus
     source, target = run_tokenizers(trainer.directory)
@@ -342,6 +343,26 @@ def test_a_run_has_its_tokenizers(make_trainer: MakeTrainer, tokenizer: str) -> 
     size = source.vocabulary_size
     assert f"vocabulary {size}" in described
     assert f"{len(corpus.train)} training pairs, {trainer.task.steps_per_epoch} batches" in described
+
+
+def test_vocabularies_of_equal_size_share_nothing(make_trainer: MakeTrainer) -> None:
+    """Words of one language are not those of the other; a joint vocabulary is one."""
+    words, subwords = make_trainer(), make_trainer(tokenizer="subword", vocabulary_size=300)
+    assert len({tokenizer.vocabulary_size for tokenizer in words.task._tokenizers}) == 1
+    assert words.model.source_embedding is not words.model.target_embedding
+    assert subwords.model.source_embedding is subwords.model.target_embedding
+
+
+def test_a_tokenizer_of_a_run_that_was_replaced_is_not_used(make_trainer: MakeTrainer) -> None:
+    make_trainer("run", tokenizer="word")
+    directory = make_trainer("run", tokenizer="subword", vocabulary_size=300).directory
+    source, target = run_tokenizers(directory)
+    assert source is target
+    (directory / "source_tokenizer.json").unlink()
+    make_trainer("run", tokenizer="word")
+    (directory / "source_tokenizer.json").unlink()
+    with pytest.raises(RunError, match=r"cannot read .*source_tokenizer\.json"):
+        run_tokenizers(directory)
 
 
 def test_bf16_keeps_weights_in_fp32(make_trainer: MakeTrainer) -> None:
