@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from time import perf_counter
 from typing import Any, overload
 
 from rnn_edge.beam_search import beam_search
 from rnn_edge.bundle import Bundle, open_bundle, require_task
-from rnn_edge.encoder_decoder import EncoderDecoderGraphs
-from rnn_edge.events import FinishReason, Timings
+from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
 from rnn_edge.manifest import Manifest
 from rnn_edge.providers import Device
 from rnn_edge.sampling import Sampler
-from rnn_edge.search import Hypothesis, Step, collect, follow
+from rnn_edge.search import Hypothesis, collect, follow
 from rnn_edge.sentences import Layout, one_line, split
 from rnn_edge.stepper import Logits
-from rnn_edge.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
-from rnn_edge.translation import Candidate, Sentence, Translation, TranslationEvent, TranslationOptions
+from rnn_edge.tokenizer import Tokenizer, load_tokenizer
+from rnn_edge.translation import Candidate, Sentence, Translation, TranslationOptions
+from rnn_edge.translation_stream import TranslationStream
 
 
 class Translator:
@@ -110,7 +109,8 @@ class Translator:
         results: dict[int, Sentence] = {}
         for first in range(0, len(order), options.batch_size):
             batch = order[first : first + options.batch_size]
-            for index, found in zip(batch, self._search([sources[i] for i in batch], options, batch), strict=True):
+            some = [sources[index] for index in batch]
+            for index, found in zip(batch, self.search(some, self.graphs.encode(some), options, batch), strict=True):
                 results[index] = self.read(sentences[index], sources[index], found, options)
         return [results[index] for index in range(len(sentences))]
 
@@ -210,10 +210,15 @@ class Translator:
         words = source[:-1]
         return words[int(attention[: len(words)].argmax())] if options.replace_unknown and words else b" <unk>"
 
-    def _search(
-        self, sources: list[list[int]], options: TranslationOptions, streams: Sequence[int]
+    def search(
+        self,
+        sources: Sequence[Sequence[int]],
+        encoded: Encoded,
+        options: TranslationOptions,
+        streams: Sequence[int],
     ) -> list[list[Hypothesis]]:
-        encoded, limits, prefix = self.graphs.encode(sources), self.limits(sources, options), self.prefix(options)
+        """Hypotheses of each source, best first; ``streams`` are the numbers that key what is drawn for each."""
+        limits, prefix = self.limits(sources, options), self.prefix(options)
         if options.beam > 1:
             return beam_search(
                 self.graphs,
@@ -224,100 +229,8 @@ class Translator:
                 scoring=options.scoring,
                 prefix=prefix,
             )
-        prefixes = [prefix] * len(sources)
-        steps = follow(self.graphs, encoded, limits, self.chooser(options, streams), prefixes)
+        steps = follow(self.graphs, encoded, limits, self.chooser(options, streams), [prefix] * len(sources))
         return [[item] for item in collect(steps, encoded, self.end, options.scoring)]
 
     def _token_count(self, text: str) -> int:
         return len(self.source_tokenizer.encode(text))
-
-
-class TranslationStream(Iterator[TranslationEvent]):
-    """A translation in the making: iterate for events, ``cancel`` to end it."""
-
-    def __init__(self, translator: Translator, text: str, options: TranslationOptions) -> None:
-        self.seed = secrets.randbits(32) if options.seed is None else options.seed
-        self._translator, self._options = translator, replace(options, seed=self.seed)
-        self._layout, self.cut = translator.plan(text, options)
-        self._cancelled = False
-        self._read = self._written = 0  # tokens
-        self._encoding = self._first = 0.0  # seconds, and the time of the first token
-        self._events = self._run(perf_counter())
-
-    def __next__(self) -> TranslationEvent:
-        return next(self._events)
-
-    def cancel(self) -> None:
-        """End after the token in the making; the last event says ``interrupt``. Safe in a signal handler."""
-        self._cancelled = True
-
-    def _run(self, called: float) -> Iterator[TranslationEvent]:
-        reason: FinishReason = "stop"
-        gap = self._layout.gaps[0]
-        for number, sentence in enumerate(self._layout.sentences):
-            result = yield from self._sentence(sentence, number, gap)
-            if result is None or self._cancelled:
-                break
-            gap = self._layout.gap_after(number, result.text)
-            reason = reason if result.candidates[0].finished else "length"
-        rest = "" if self._cancelled else gap
-        reason = "interrupt" if self._cancelled else reason
-        ended = perf_counter()
-        first = (self._first or ended) - called
-        timings = Timings(self._read, self._encoding, self._written, ended - called - self._encoding, first)
-        yield TranslationEvent(rest, len(self._layout.sentences), finish_reason=reason, timings=timings)
-
-    def _sentence(self, text: str, number: int, begin: str) -> Generator[TranslationEvent, None, Sentence | None]:
-        """Events of one sentence, after the white space that stands before it; None where it was cancelled."""
-        translator, options = self._translator, self._options
-        started = perf_counter()
-        (source,) = translator.sources([text])
-        pieces = translator.source_pieces(text, source)
-        yield TranslationEvent(begin, number, source=pieces)
-        if options.beam > 1:
-            (result,) = translator.translate_sentences([text], options)
-            self._note_token(len(result.candidates[0].pieces))
-            yield TranslationEvent(result.text, number, result=result)
-        else:
-            encoded = translator.graphs.encode([source])
-            self._encoding += perf_counter() - started
-            limits, prefixes = translator.limits([source], options), [translator.prefix(options)]
-            steps: list[Step] = []
-            decoder, line = StreamDecoder(translator.tokenizer), _OneLine()
-            start = True
-            for step in follow(translator.graphs, encoded, limits, translator.chooser(options, [number]), prefixes):
-                steps.append(step)
-                token, attention = step.tokens[0], step.attention[0]
-                piece = translator.piece(token, attention, pieces, options)
-                new = decoder.push_bytes(piece)
-                if start:  # the first word's space
-                    new = new.lstrip(" ")
-                start = start and not new
-                self._note_token(1)
-                new = line.push(new)
-                yield TranslationEvent(new, number, None, token, piece, step.log_probabilities[0], attention)
-                if self._cancelled:
-                    return None
-            hypotheses = collect(iter(steps), encoded, translator.end, options.scoring)
-            result = translator.read(text, source, hypotheses, options)
-            yield TranslationEvent(line.push(decoder.flush()), number, result=result)
-        self._read += len(source)
-        return result
-
-    def _note_token(self, count: int) -> None:
-        self._first = self._first or perf_counter()
-        self._written += count
-
-
-class _OneLine:
-    """``one_line`` of a text that comes in pieces: only a line break at the end is held back."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """What became certain."""
-        text = self._held + text
-        kept = "".join(text.splitlines(keepends=True)[-1:])  # the last line
-        self._held = kept[len(one_line(kept)) :]
-        return one_line(text)

@@ -51,9 +51,15 @@ def line_chunks(file: Path | None, at_most: int) -> Iterator[list[str]]:
                 rest = lines.pop() if block else b""
                 whole = [line + b"\n" for line in lines] if block else lines[: bool(lines[0])]
                 for first in range(0, len(whole), at_most):
-                    some = whole[first : first + at_most]
-                    yield [_decode(line, f"{where}, line {number + index}") for index, line in enumerate(some, 1)]
-                    number += len(some)
+                    some: list[str] = []
+                    for line in whole[first : first + at_most]:
+                        number += 1
+                        try:
+                            some.append(_decode(line, f"{where}, line {number}"))
+                        except DataError:
+                            yield some  # what stands before it is not lost
+                            raise
+                    yield some
                 if not block:
                     return
     except OSError as error:

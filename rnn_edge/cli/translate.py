@@ -119,7 +119,12 @@ def translate(
     waiting = text is None and file is None and sys.stdin is not None and sys.stdin.isatty()
     if waiting or text is not None or attention or attention_file:
         show = Show(
-            lists=n_best > 1, alignments=alignments, json_lines=json_lines, attention=attention, picture=attention_file
+            lists=n_best > 1,
+            alignments=alignments,
+            json_lines=json_lines,
+            attention=attention,
+            picture=attention_file,
+            force=force,
         )
         texts = typed_lines() if waiting else iter([read_input(text, file, "the text")])
         code = _stream(translator, texts, options, show, loaded, quiet=quiet)

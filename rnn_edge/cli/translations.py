@@ -17,12 +17,12 @@ class Show:
     """Shows the events of a stream: text as it comes; or, where that is asked for, whole sentences or JSON."""
 
     def __init__(
-        self, *, lists: bool, alignments: bool, json_lines: bool, attention: bool, picture: Path | None
+        self, *, lists: bool, alignments: bool, json_lines: bool, attention: bool, picture: Path | None, force: bool
     ) -> None:
         self._out = render.StreamWriter()
         self._lists, self._alignments, self._json = lists, alignments, json_lines
         self._map = _LiveMap() if attention and picture is None else None
-        self._picture = picture
+        self._picture, self._force = picture, force
         self._pictures = 0
         self._held = ""  # text that waits for the end of its sentence, below the map
 
@@ -59,7 +59,7 @@ class Show:
             path = path.with_name(f"{path.stem}-{self._pictures}{path.suffix}")
         source, target = words(sentence.pieces), words(best.pieces)
         weights = word_attention(best.attention, source, target)
-        write_heatmap(path, [word.text for word in source], [word.text for word in target], weights, force=True)
+        write_heatmap(path, [word.text for word in source], [word.text for word in target], weights, force=self._force)
         render.note(f"attention drawn in {path}")
 
 
@@ -133,8 +133,9 @@ class LineWriter:
                 score = sum(candidate.score for candidate in chosen)
                 self._out.write(f"{self._number} ||| {joined} ||| {score:.4f}\n")
         else:
+            line = text.rstrip("\r")  # the line break of a file from Windows stays the last
             pairs = "\t" + alignment_of(translation.sentences) if self._alignments else ""
-            self._out.write(text + pairs + ("\n" if source.endswith("\n") else ""))
+            self._out.write(line + pairs + text[len(line) :] + ("\n" if source.endswith("\n") else ""))
 
     def flush(self) -> None:
         """Show everything so far."""
