@@ -27,7 +27,8 @@ from rnn_edge.tokenizer import character_tokenizer
 from rnn_edge_export.language_model.data import Corpus
 from rnn_edge_export.language_model.task import LanguageModelTask
 from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
-from rnn_edge_export.training import StepEvent, Trainer, TrainingEvent
+from rnn_edge_export.training import Trainer
+from rnn_edge_export.training_events import StepEvent, TrainingEvent
 
 TARGET = 0.95
 CHUNK = 10  # Trainer.run yields once in ten steps

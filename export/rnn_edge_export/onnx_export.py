@@ -167,6 +167,8 @@ def _store_half(graph: onnx.GraphProto) -> None:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype != np.float32 or values.size < _HALF_FROM:
             continue
+        if not np.array_equal(values.astype(np.float16), values):  # a sum of two biases, say
+            continue
         name = tensor.name
         tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
         casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))

@@ -6,16 +6,15 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rnn_edge.errors import RunError
 from rnn_edge.files import raise_cannot_write, write_bytes, write_text
-from rnn_edge.manifest import Metric
 from rnn_edge_export.checkpoint import (
     Best,
     Progress,
@@ -29,106 +28,14 @@ from rnn_edge_export.checkpoint import (
 from rnn_edge_export.hardware import autocast, keep_freed_memory, resolve_device, resolve_precision
 from rnn_edge_export.layers import parameter_count
 from rnn_edge_export.optimisation import learning_rate, make_optimizer
-from rnn_edge_export.recipe import Recipe
 from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE
+from rnn_edge_export.task import Evaluation, Task
+from rnn_edge_export.training_events import FinishedEvent, StepEvent, TrainingEvent, ValidationEvent
 
 _LOG_INTERVAL = 10
 
 BatchT = TypeVar("BatchT")
 ModelT = TypeVar("ModelT", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What validation found: nats per token, something that the model wrote, and BLEU where that means something.
-
-    Of two evaluations the one with the lower ``objective`` is better.
-    """
-
-    loss: float
-    sample: str
-    objective: float
-    bleu: float | None = None
-
-
-class Task(Protocol[BatchT, ModelT]):
-    """What is trained: data, network and scores. ``Trainer`` does everything else.
-
-    Whatever is random in batches is a function of seed and epoch; whatever is random in ``loss`` comes from PyTorch's
-    generator. So a resumed run goes on as if it had never stopped.
-    """
-
-    steps_per_epoch: int  # about, where batches are drawn anew each epoch
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe, of the task's own kind."""
-
-    def describe(self) -> list[str]:
-        """Network and data, for people."""
-
-    def new_model(self) -> ModelT:
-        """The untrained network, from PyTorch's generator."""
-
-    def files(self) -> dict[str, bytes]:
-        """What else belongs into the run's folder: tokenizers."""
-
-    def batches(self, epoch: int, done: int) -> Iterator[BatchT]:
-        """The batches of an epoch after the first ``done``."""
-
-    def loss(self, model: ModelT, batch: BatchT, device: torch.device) -> tuple[Tensor, int]:
-        """Mean loss of a batch in nats per token, and its tokens."""
-
-    def evaluate(self, model: ModelT, step: int) -> Evaluation:
-        """Score the averaged weights on the validation data."""
-
-    def scores(self, model: ModelT) -> tuple[Metric, ...]:
-        """The exact scores of the best weights, on the CPU, for the manifest."""
-
-    def carried(self) -> dict[str, Tensor]:
-        """What is carried from batch to batch, by its names in the checkpoint."""
-
-    def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Set what is carried from a checkpoint's tensors; a KeyError names what is missing."""
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """Losses in nats per token, the mean since the last such event."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    tokens_per_second: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class ValidationEvent:
-    """Scores of the averaged weights on the validation data, and a sample that they wrote."""
-
-    step: int
-    loss: float
-    best: bool
-    sample: str
-    bleu: float | None = None
-    recorded: bool = True
-
-
-@dataclass(frozen=True)
-class FinishedEvent:
-    """The end of a run. ``scores`` are those of the best weights, exactly; none after an interrupt."""
-
-    reason: Literal["complete", "early-stop", "interrupt"]
-    step: int
-    best_step: int
-    scores: tuple[Metric, ...] = ()
-
-
-TrainingEvent = StepEvent | ValidationEvent | FinishedEvent
 
 
 class Trainer(Generic[BatchT, ModelT]):

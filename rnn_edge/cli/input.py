@@ -57,7 +57,8 @@ def line_chunks(file: Path | None, at_most: int) -> Iterator[list[str]]:
                         try:
                             some.append(_decode(line, f"{where}, line {number}"))
                         except DataError:
-                            yield some  # what stands before it is not lost
+                            if some:
+                                yield some  # what stands before it is not lost
                             raise
                     yield some
                 if not block:

@@ -14,7 +14,8 @@ import pytest
 
 from rnn_edge_export.checkpoint import Progress, load_checkpoint, save_checkpoint
 from rnn_edge_export.cli.screen import TrainingScreen
-from rnn_edge_export.training import StepEvent, Trainer, TrainingEvent
+from rnn_edge_export.training import Trainer
+from rnn_edge_export.training_events import StepEvent, TrainingEvent
 from tests.export.conftest import contents
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from rnn_edge.schema import decode
 from rnn_edge_export.checkpoint import Best, Progress, load_checkpoint
 from rnn_edge_export.optimisation import learning_rate
 from rnn_edge_export.run import load_run
-from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer, ValidationEvent
+from rnn_edge_export.training import Trainer
+from rnn_edge_export.training_events import FinishedEvent, StepEvent, ValidationEvent
 from tests.export.conftest import load_best
 
 if TYPE_CHECKING:

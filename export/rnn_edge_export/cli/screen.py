@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from rnn_edge import render
-from rnn_edge_export.training import FinishedEvent, StepEvent, Trainer, TrainingEvent, ValidationEvent
+from rnn_edge_export.training import Trainer
+from rnn_edge_export.training_events import FinishedEvent, StepEvent, TrainingEvent, ValidationEvent
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -96,8 +97,8 @@ class TrainingScreen:
         why = "stopped early" if event.reason == "early-stop" else "finished"
         self._print(f"{why} at step {event.step:,}; best weights from step {event.best_step:,}:")
         for score in event.scores:
-            words = escape(f"{score.unit} on {score.split}: {score.method}")
-            self._print(f"  {score.name} {score.value:.4f} {words}")
+            value = " ".join(filter(None, (score.name, f"{score.value:.4f}", score.unit)))
+            self._print(escape(f"  {value} on {score.split}: {score.method}"))
 
 
 def _loss(nats: float, digits: int) -> str:

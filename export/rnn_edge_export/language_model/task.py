@@ -15,7 +15,7 @@ from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
 from rnn_edge_export.layers import state_names
 from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.run import TOKENIZER
-from rnn_edge_export.training import Evaluation
+from rnn_edge_export.task import Evaluation
 
 _SAMPLE_TOKENS = 200
 Window = tuple[Tensor, Tensor]

@@ -34,11 +34,11 @@ class Filtered:
     def __str__(self) -> str:
         """One line for people."""
         reasons = {
-            "an empty side": self.empty,
+            "with an empty side": self.empty,
             "seen before": self.duplicate,
-            "a side that validation has": self.shared,
+            "with a side that validation has": self.shared,
             "too long": self.long,
-            "sides of too different length": self.ratio,
+            "with sides of too different length": self.ratio,
         }
         left_out = [f"{count:,} {reason}" for reason, count in reasons.items() if count]
         return f"{self.kept:,} of {self.read:,} pairs" + (f"; left out: {', '.join(left_out)}" if left_out else "")
@@ -88,6 +88,8 @@ def load_pairs(
         chosen = [pair for pair in chosen if all(pair)]
         source = " and ".join(path.name for path in valid)
         sides = [{pair[side] for pair in unique} for side in range(2)]
+        if not chosen:
+            raise DataError(f"{source} has no pair with two sides", "give validation pairs, or leave --valid out")
         leaked = sum(pair[0] in sides[0] or pair[1] in sides[1] for pair in chosen)
         train = unique
     else:

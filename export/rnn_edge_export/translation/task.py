@@ -15,7 +15,7 @@ from rnn_edge.tokenizer import Tokenizer
 from rnn_edge.translation import TranslationOptions
 from rnn_edge_export.recipe import TranslationRecipe
 from rnn_edge_export.run import RECIPE, SOURCE_TOKENIZER, TOKENIZER, load_tokenizer
-from rnn_edge_export.training import Evaluation
+from rnn_edge_export.task import Evaluation
 from rnn_edge_export.translation.batches import IGNORE, Batch, PairBatches, pad, special_id
 from rnn_edge_export.translation.data import PairCorpus
 from rnn_edge_export.translation.modules import EncoderDecoder, Memory
@@ -132,7 +132,7 @@ def reference_loss(
     device = model.output.weight.device
     start, end = special_id(tokenizers[1], START), special_id(tokenizers[1], END)
     total, count = 0.0, 0
-    for some in _by_length(pairs, tokenizers[0]):
+    for some in _by_length([source for source, _ in pairs]):
         source, lengths = _source(tokenizers[0], [pairs[index][0] for index in some])
         rows = [np.array(ids) for ids in tokenizers[1].encode_batch([pairs[index][1] for index in some])]
         inputs = pad([np.insert(ids, 0, start) for ids in rows], end)
@@ -151,7 +151,7 @@ def translate_greedily(
     device = model.output.weight.device
     start, end = special_id(tokenizers[1], START), special_id(tokenizers[1], END)
     results = [""] * len(sentences)
-    for some in _by_length([(sentence, "") for sentence in sentences], tokenizers[0]):
+    for some in _by_length(sentences):
         source, lengths = _source(tokenizers[0], [sentences[index] for index in some])
         memory, state = model.encode(source.to(device), lengths.to(device))
         # Each to its own limit: a longer one beside it gives it no more.
@@ -185,7 +185,7 @@ def _source(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[Tensor, Ten
     return pad(rows, end), torch.tensor([len(row) for row in rows])
 
 
-def _by_length(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[list[int]]:
-    """Indices of pairs in groups of about equal source length."""
-    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]))
+def _by_length(sources: Sequence[str]) -> list[list[int]]:
+    """Indices of sentences in groups of about equal length."""
+    order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
     return [order[first : first + _AT_ONCE] for first in range(0, len(order), _AT_ONCE)]

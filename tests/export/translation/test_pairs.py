@@ -199,7 +199,7 @@ def test_too_few_pairs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few"):  # each shares its source with the one that is drawn
         load_pairs([write_pairs(tmp_path / "same.tsv", [("a", letter) for letter in _LETTERS])], [], _SMALL)
     good = write_pairs(tmp_path / "p.tsv", _PLENTY)
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match=r"blank\.tsv has no pair with two sides"):
         load_pairs([good], [write_pairs(tmp_path / "blank.tsv", [("", "b")])], _SMALL)
     with pytest.raises(DataError, match=rf"no pair of p\.tsv is left: {len(_PLENTY) - 4} too long, 0 of") as caught:
         load_pairs([good], [], replace(_SMALL, maximum_length=1))

@@ -19,7 +19,8 @@ from rnn_edge.cli import run
 from rnn_edge.text_files import Pair
 from rnn_edge_export.cli.screen import TrainingScreen
 from rnn_edge_export.recipe import TranslationRecipe
-from rnn_edge_export.training import StepEvent, Trainer, TrainingEvent
+from rnn_edge_export.training import Trainer
+from rnn_edge_export.training_events import StepEvent, TrainingEvent
 from rnn_edge_export.translation.data import load_pairs
 from tests.export.conftest import contents, names
 from tests.export.translation.conftest import PAIRS, Kind, write_pairs

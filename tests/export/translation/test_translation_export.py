@@ -394,7 +394,6 @@ def test_half_precision_halves_the_files(make_source: MakeSource, tmp_path: Path
         assert len(bundle.graph(role)) < 0.55 * whole
 
 
-@pytest.mark.xfail(raises=ParityError, strict=True, reason="folded biases are sums that half precision does not hold")
 def test_half_precision_of_folded_biases(make_source: MakeSource, tmp_path: Path) -> None:
     """Biases of 256 values and more are stored in half precision; the cell lowering adds two of them up before."""
     source = make_source("subword", std=0.2, encoder_hidden=32, hidden=64, layers=1)

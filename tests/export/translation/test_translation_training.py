@@ -18,7 +18,7 @@ from rnn_edge.text_files import Pair
 from rnn_edge_export.checkpoint import Best, Progress, load_checkpoint
 from rnn_edge_export.recipe import TranslationRecipe
 from rnn_edge_export.run import load_run
-from rnn_edge_export.training import FinishedEvent, StepEvent, TrainingEvent, ValidationEvent
+from rnn_edge_export.training_events import FinishedEvent, StepEvent, TrainingEvent, ValidationEvent
 from rnn_edge_export.translation import task as task_module
 from rnn_edge_export.translation.batches import IGNORE, Batch
 from rnn_edge_export.translation.export import load_source

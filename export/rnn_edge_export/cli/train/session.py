@@ -81,7 +81,7 @@ def train(make_trainer: Callable[[], Any], *, threads: int | None, resume_comman
     import torch
 
     from rnn_edge_export.cli.screen import TrainingScreen
-    from rnn_edge_export.training import FinishedEvent
+    from rnn_edge_export.training_events import FinishedEvent
 
     if threads:
         torch.set_num_threads(threads)
