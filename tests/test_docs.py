@@ -73,7 +73,25 @@ def test_readme_python_runs(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     result = run([sys.executable, "-c", blocks("python")[0]], tmp_path)
     assert result.returncode == 0, result.stderr
-    assert len(result.stdout) == 200
+    text, translation = result.stdout[:200], result.stdout[200:]
+    assert len(text) == 200
+    assert translation.count("\n") == 1
+
+
+def run_console(block: str, folder: Path) -> None:
+    """Run the lines of a console block, redirections included."""
+    for line in block.splitlines():
+        command = line.removeprefix("$ ").replace("rnn-edge ", f"{shlex.quote(sys.executable)} -m rnn_edge ", 1)
+        assert command != line.removeprefix("$ "), line
+        result = run(["bash", "-c", command], folder)
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+
+
+def test_readme_translates_to_the_letter(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "news.en").write_text("Good morning.\n\nHe is here.\n", encoding="utf-8")
+    run_console(blocks("console")[0], tmp_path)
+    assert (tmp_path / "news.fr").read_text(encoding="utf-8").count("\n") == 3
 
 
 @pytest.mark.slow
@@ -81,11 +99,9 @@ def test_readme_commands_run_to_the_letter(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     corpus = (ROOT / "tests" / "data" / "corpus.txt").read_text(encoding="utf-8")
     (tmp_path / "corpus.txt").write_text(corpus * 4, encoding="utf-8")
-    lines = blocks("console")[0].splitlines()
-    assert len(lines) == 6
-    for line in lines:
-        command = shlex.split(line.removeprefix("$ "), comments=True)
-        assert command[0] == "rnn-edge"
-        result = run([sys.executable, "-m", "rnn_edge", *command[1:]], tmp_path)
-        assert result.returncode == 0, f"{line}\n{result.stderr}"
+    pairs = (ROOT / "tests" / "data" / "pairs.tsv").read_text(encoding="utf-8")
+    for name in ("pairs.tsv", "test.tsv"):
+        (tmp_path / name).write_text(pairs, encoding="utf-8")
+    run_console(blocks("console")[1], tmp_path)
     assert (tmp_path / "bundles" / "mine" / "step.onnx").is_file()
+    assert (tmp_path / "bundles" / "de" / "decoder.onnx").is_file()

@@ -87,23 +87,20 @@ class _LiveMap:
         if event.result is not None:
             if not self._pieces:  # a beam's sentence comes whole
                 best = event.result.candidates[0]
-                for piece, row in zip(best.pieces, best.attention, strict=True):
-                    if piece.startswith(b" ") or not piece:
-                        self._flush()
-                    self._pieces.append(piece)
-                    self._rows.append(row)
+                self._pieces, self._rows = list(best.pieces), list(best.attention)
             self._flush()
         if event.finish_reason == "interrupt":
             self._flush()
 
     def _flush(self) -> None:
+        """Draw the words that are whole."""
         import numpy as np
 
         if self._map and self._pieces:
-            for word, weights in zip(
-                target := words(self._pieces), word_attention(np.stack(self._rows), self._source, target), strict=True
-            ):
-                self._map.add(word.text, weights.tolist())
+            target = words(self._pieces)
+            weights = word_attention(np.stack(self._rows), self._source, target)
+            for word, row in zip(target, weights.tolist(), strict=True):
+                self._map.add(word.text, row)
         self._pieces, self._rows = [], []
 
 
