@@ -38,7 +38,7 @@ def write(manifest: Manifest, title: str, notes: str) -> str:
         lines += ["| measured | value | data | how |", "|---|---|---|---|"]
         lines += [
             f"| {metric.name} | {metric.value:.4f}{metric.unit and ' '}{metric.unit} | {metric.data}, {metric.split} | "
-            f"{metric.method} |"
+            f"{metric.method.replace('|', chr(92) + '|')} |"  # a signature has bars of its own
             for metric in manifest.metrics
         ]
         lines.append("")
