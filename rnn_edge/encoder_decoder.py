@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from rnn_edge.errors import BundleError
 from rnn_edge.providers import Device, first_line
 from rnn_edge.state import State
-from rnn_edge.stepper import LENGTHS, Memory, Port, StepGraph, Stepper, open_graph
+from rnn_edge.stepper import FLOAT, INTEGER, LENGTHS, Memory, Port, StepGraph, Stepper, open_graph
 
 if TYPE_CHECKING:
     from rnn_edge.bundle import Bundle
-
-_FLOAT, _INTEGER = "tensor(float)", "tensor(int64)"
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,9 @@ class EncoderDecoderGraphs:
         assert manifest.source is not None
         self._end = manifest.source.end
         self._where = str(bundle.path / manifest.graphs["encoder"])
-        inputs = {"source": Port(_INTEGER, 2), LENGTHS: Port(_INTEGER, 1)}
-        outputs = {item.name: Port(_FLOAT, 3, item.width) for item in manifest.memory}
-        outputs |= {pair.input: Port(_FLOAT, 2, pair.width) for pair in manifest.state}
+        inputs = {"source": Port(INTEGER, 2), LENGTHS: Port(INTEGER, 1)}
+        outputs = {item.name: Port(FLOAT, 3, item.width) for item in manifest.memory}
+        outputs |= {pair.input: Port(FLOAT, 2, pair.width) for pair in manifest.state}
         self.encoder = open_graph(bundle, "encoder", inputs, outputs, device=device, threads=threads)
         self.decoder = StepGraph(bundle, role="decoder", device=device, threads=threads)
         self.device = self.decoder.device

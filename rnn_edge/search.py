@@ -163,7 +163,5 @@ def shrink(
 ) -> Stepper:
     """A stepper for these rows of the old one, which belong to these sentences."""
     state = stepper.state()
-    smaller = Encoded(
-        encoded.take(sentences).memory, replace(state, tensors={k: v[rows] for k, v in state.tensors.items()})
-    )
-    return graphs.stepper(smaller)
+    kept = replace(state, tensors={name: tensor[rows] for name, tensor in state.tensors.items()})
+    return graphs.stepper(replace(encoded.take(sentences), state=kept))

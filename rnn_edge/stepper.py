@@ -30,7 +30,7 @@ Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 LENGTHS, ATTENTION = "source_lengths", "attention"
 Memory = dict[str, NDArray[Any]]  # what a decoder reads in every step: memory tensors, and the lengths of the sources
-_FLOAT, _INTEGER = "tensor(float)", "tensor(int64)"
+FLOAT, INTEGER = "tensor(float)", "tensor(int64)"
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class StepGraph:
         """
         self.manifest = manifest = bundle.manifest
         self.where = str(bundle.path / manifest.graphs[role])
-        state = {pair.input: Port(_FLOAT, 2, pair.width) for pair in manifest.state}
-        memory = {item.name: Port(_FLOAT, 3, item.width) for item in manifest.memory}
-        memory |= {LENGTHS: Port(_INTEGER, 1)} if memory else {}
-        outputs = {"logits": Port(_FLOAT, 2, manifest.tokenizer.vocabulary_size)}
-        outputs |= {ATTENTION: Port(_FLOAT, 2)} if memory else {}
-        outputs |= {pair.output: Port(_FLOAT, 2, pair.width) for pair in manifest.state}
+        state = {pair.input: Port(FLOAT, 2, pair.width) for pair in manifest.state}
+        memory = {item.name: Port(FLOAT, 3, item.width) for item in manifest.memory}
+        memory |= {LENGTHS: Port(INTEGER, 1)} if memory else {}
+        outputs = {"logits": Port(FLOAT, 2, manifest.tokenizer.vocabulary_size)}
+        outputs |= {ATTENTION: Port(FLOAT, 2)} if memory else {}
+        outputs |= {pair.output: Port(FLOAT, 2, pair.width) for pair in manifest.state}
         self.session = open_graph(
-            bundle, role, {"token": Port(_INTEGER, 1)} | memory | state, outputs, device=device, threads=threads
+            bundle, role, {"token": Port(INTEGER, 1)} | memory | state, outputs, device=device, threads=threads
         )
         self.device = session_device(self.session)
 

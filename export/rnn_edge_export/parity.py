@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rnn_edge.errors import ParityError
 from rnn_edge.state import State
+from rnn_edge.verification import difference
 
 # fp32 against fp32 in another order of summation: measured differences are some 1e-6, and grow little with steps.
 STATE_TOLERANCE = 5e-5
@@ -46,11 +44,6 @@ def run_checks(found: Iterable[Check]) -> list[Check]:
                 "the graph does not compute what the model computes; nothing was written. Report this",
             )
     return list(checks.values())
-
-
-def difference(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The largest difference: absolute for values up to 1, relative above, since an LSTM's c has no bound."""
-    return float((np.abs(actual - expected) / np.maximum(1, np.abs(expected))).max())
 
 
 def state_difference(actual: State, expected: State) -> float:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from rnn_edge.bundle import Bundle
 from rnn_edge.state import State
 from rnn_edge.stepper import StepGraph
-from rnn_edge.verification import resumption_difference
+from rnn_edge.verification import difference, resumption_difference
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.language_model.modules import State as ModelState
-from rnn_edge_export.parity import LOGITS_TOLERANCE, STATE_TOLERANCE, Check, difference, run_checks, state_difference
+from rnn_edge_export.parity import LOGITS_TOLERANCE, STATE_TOLERANCE, Check, run_checks, state_difference
 
 STEPS = (1, 16, 256)
 BATCHES = (1, 3)

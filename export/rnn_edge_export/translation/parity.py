@@ -11,8 +11,8 @@ from rnn_edge.bundle import Bundle
 from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
 from rnn_edge.state import State
 from rnn_edge.stepper import LENGTHS
-from rnn_edge.verification import batch_difference
-from rnn_edge_export.parity import LOGITS_TOLERANCE, STATE_TOLERANCE, Check, difference, run_checks, state_difference
+from rnn_edge.verification import batch_difference, difference
+from rnn_edge_export.parity import LOGITS_TOLERANCE, STATE_TOLERANCE, Check, run_checks, state_difference
 from rnn_edge_export.translation.modules import EncoderDecoder, Memory
 
 STEPS = 32
