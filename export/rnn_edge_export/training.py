@@ -25,7 +25,13 @@ from rnn_edge_export.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from rnn_edge_export.hardware import autocast, keep_freed_memory, resolve_device, resolve_precision
+from rnn_edge_export.hardware import (
+    autocast,
+    keep_freed_memory,
+    release_freed_memory,
+    resolve_device,
+    resolve_precision,
+)
 from rnn_edge_export.layers import parameter_count
 from rnn_edge_export.optimisation import learning_rate, make_optimizer
 from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE
@@ -98,6 +104,7 @@ class Trainer(Generic[BatchT, ModelT]):
                 pause = time.perf_counter()
                 yield self._validate()
                 self._save()
+                release_freed_memory()
                 pause = time.perf_counter() - pause
                 clock, began = clock + pause, began + pause  # tokens/s are of training alone
                 if self._is_stale():
