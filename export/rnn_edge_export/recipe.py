@@ -72,7 +72,7 @@ class TranslationSection:
     encoder_hidden: int = option(256, "Width of each direction of the encoder.", minimum=1)
     encoder_layers: int = option(2, "Bidirectional layers of the encoder.", minimum=1)
     hidden: int = option(512, "Width of each layer of the decoder.", minimum=1)
-    layers: int = option(2, "Layers of the decoder.", minimum=1)
+    layers: int = option(1, "Layers of the decoder.", minimum=1)
     attention: AttentionKind = option("general", "Score of the attention: dot or general (Luong), or bahdanau.")
     input_feeding: bool = option(False, "Feed the attention's result to the next step (Luong 2015); trains far slower.")
     share_embeddings: bool = option(True, "One embedding for source and target, where they share a vocabulary.")

@@ -167,10 +167,14 @@ class EncoderDecoder(nn.Module):
 
 
 class DotAttention(nn.Module):
-    """score = query · value (Luong et al. 2015, "dot"). Needs H = M."""
+    """score = query · value / √H (Luong et al. 2015, "dot"; scaled as in Vaswani et al. 2017). Needs H = M.
+
+    Without the scale the softmax is saturated from the start and learns markedly worse (docs/quality.md).
+    """
 
     def __init__(self, hidden: int, memory: int) -> None:
         super().__init__()
+        self.scale = hidden**-0.5
 
     def keys(self, values: Tensor) -> Tensor:
         """values [B, S, M] → keys [B, S, M]."""
@@ -178,11 +182,12 @@ class DotAttention(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """query [B, T, H], keys [B, S, K] → scores [B, T, S]."""
-        return query @ keys.transpose(1, 2)
+        scores: Tensor = (query * self.scale) @ keys.transpose(1, 2)
+        return scores
 
 
 class GeneralAttention(DotAttention):
-    """score = query · W value (Luong et al. 2015, "general"). W value is computed once a sentence."""
+    """score = query · W value / √H (Luong et al. 2015, "general"). W value is computed once a sentence."""
 
     def __init__(self, hidden: int, memory: int) -> None:
         super().__init__(hidden, memory)

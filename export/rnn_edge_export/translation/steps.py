@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from rnn_edge.manifest import Lowering
 from rnn_edge_export.layers import STATE_KINDS
 from rnn_edge_export.lowering import LAYER_OPERATORS, BidirectionalLayer, lower
-from rnn_edge_export.translation.modules import BahdanauAttention, EncoderDecoder, GeneralAttention
+from rnn_edge_export.translation.modules import BahdanauAttention, DotAttention, EncoderDecoder, GeneralAttention
 
 _COMMON = frozenset({"Gather", "Mul", "MatMul", "Add", "Concat", "Tanh", "Squeeze", "Unsqueeze"})
 ENCODER_OPERATORS = _COMMON | {
@@ -100,7 +100,9 @@ def step_scores(attention: nn.Module, query: Tensor, keys: Tensor) -> Tensor:
     if isinstance(attention, BahdanauAttention):
         asked = query @ attention.query.weight.t() + attention.query.bias
         return ((asked.unsqueeze(1) + keys).tanh() @ attention.score.weight.t()).squeeze(2)
-    return (keys @ query.unsqueeze(2)).squeeze(2)
+    assert isinstance(attention, DotAttention)
+    scaled: Tensor = query * attention.scale
+    return (keys @ scaled.unsqueeze(2)).squeeze(2)
 
 
 def has_keys(model: EncoderDecoder) -> bool:

@@ -187,8 +187,8 @@ def test_reversal_by_hand() -> None:
 def test_dot_attention_by_hand() -> None:
     made = _model(attention="dot", encoder_hidden=1, hidden=2)
     values = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [50.0, 50.0]]])  # [1, S, M]; the last step is padding
-    query = torch.tensor([[[1.0, 0.0]], [[0.0, 0.5]], [[0.0, 0.0]]])  # [T, 1, H]
-    assert DotAttention(2, 2)(query.transpose(0, 1), values)[0, :, :2].tolist() == [[1, 0], [0, 1], [0, 0]]
+    query = torch.tensor([[[1.0, 0.0]], [[0.0, 0.5]], [[0.0, 0.0]]]) * 2**0.5  # [T, 1, H], which √H scales back
+    _assert_close(DotAttention(2, 2)(query.transpose(0, 1), values)[0, :, :2], torch.tensor([[1.0, 0], [0, 1], [0, 0]]))
     context, attention = made._attend(query, Memory(values, values, torch.tensor([2])))
     e = 0.7310586  # e / (e + 1)
     assert attention[0].flatten().tolist() == pytest.approx([e, 1 - e, 0, 1 - e, e, 0, 0.5, 0.5, 0])
@@ -201,7 +201,7 @@ def test_general_attention_by_hand() -> None:
     attention.key.weight.copy_(torch.tensor([[1.0, 0.0, 2.0], [0.0, -1.0, 0.0]]))
     keys = attention.keys(torch.tensor([[[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]]))
     assert keys.tolist() == [[[7, -2], [0, -1]]]
-    assert attention(torch.tensor([[[1.0, 10.0]]]), keys).tolist() == [[[-13, -10]]]
+    _assert_close(attention(torch.tensor([[[1.0, 10.0]]]), keys), torch.tensor([[[-13.0, -10.0]]]) / 2**0.5)
 
 
 @torch.no_grad()
