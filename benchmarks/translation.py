@@ -169,12 +169,13 @@ class TorchStepper:
     def __init__(self, manifest: Manifest, step: ModuleStep | CellStep, encoded: Encoded) -> None:
         self._names = [pair.input for pair in manifest.state]
         self._step = step
+        self.memory = encoded.memory
         values, lengths = (torch.from_numpy(encoded.memory[name]) for name in ("memory", LENGTHS))
         keys = torch.from_numpy(encoded.memory["keys"]) if "keys" in encoded.memory else values
-        self._memory = Memory(values, keys, lengths)
+        self._memory = Memory(values, keys, lengths)  # of the same arrays
         self._state = [torch.from_numpy(encoded.state.tensors[name]) for name in self._names]
         self.batch = len(lengths)
-        self.attention: Logits = np.empty((0, 0), np.float32)
+        self.attention: Logits = np.empty(values.shape[:2], np.float32)
 
     @torch.inference_mode()
     def step(self, tokens: NDArray[np.int64]) -> Logits:
@@ -185,6 +186,14 @@ class TorchStepper:
     def reorder(self, rows: NDArray[np.int64]) -> None:
         index = torch.from_numpy(rows)
         self._state = [tensor[index] for tensor in self._state]
+
+    @torch.inference_mode()
+    def replace(self, rows: NDArray[np.int64], state: State, memory: dict[str, NDArray[Any]]) -> None:
+        for name, array in memory.items():
+            self.memory[name][rows if array.ndim == 1 else (rows, slice(array.shape[1]))] = array[:, None]
+        self._state = [tensor.clone() for tensor in self._state]  # what a step gives may be shared
+        for tensor, name in zip(self._state, self._names, strict=True):
+            tensor[torch.from_numpy(rows)] = torch.from_numpy(state.tensors[name])[:, None]
 
     def state(self) -> State:
         return State({name: tensor.numpy() for name, tensor in zip(self._names, self._state, strict=True)})

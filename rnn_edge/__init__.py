@@ -8,10 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rnn_edge.batch_generation import BatchGeneration, GeneratedText
     from rnn_edge.bundle import Bundle, list_bundles, open_bundle
     from rnn_edge.errors import RnnEdgeError
     from rnn_edge.events import Event, Timings
     from rnn_edge.language_model import Generation, LanguageModel
+    from rnn_edge.placement import Threads
     from rnn_edge.providers import Device
     from rnn_edge.sampling import SamplingOptions
     from rnn_edge.state import State, load_state, save_state
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from rnn_edge.translator import Translator
 
 _HOMES = {
+    "BatchGeneration": "batch_generation",
     "Bundle": "bundle",
     "Event": "events",
+    "GeneratedText": "batch_generation",
     "Generation": "language_model",
     "LanguageModel": "language_model",
     "RnnEdgeError": "errors",
@@ -44,8 +48,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "BatchGeneration",
     "Bundle",
     "Event",
+    "GeneratedText",
     "Generation",
     "LanguageModel",
     "RnnEdgeError",
@@ -68,7 +74,7 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str, *, device: "Device" = "auto", threads: int | None = None) -> "LanguageModel | Translator":
+def load(name_or_path: str, *, device: "Device" = "auto", threads: "Threads" = None) -> "LanguageModel | Translator":
     """Load whatever model a bundle holds."""
     from rnn_edge.bundle import open_bundle
     from rnn_edge.language_model import LanguageModel

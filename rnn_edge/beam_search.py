@@ -1,172 +1,107 @@
-"""Beam search: the beams of all sentences of a batch advance together, one call a step."""
+"""Beam search: the beams of all sentences in work advance together, one call a step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
-from rnn_edge.search import SHRINK_BELOW, Hypothesis, Rows, Scoring, log_normalisers, shrink
+from rnn_edge.search import Hypothesis, Scoring, log_normalisers
+from rnn_edge.slots import Rows, Slots
 from rnn_edge.stepper import Logits
 
 _BLOCKS = range(64, 31, -1)  # how many logits may be looked at together when the best are searched for
 
 
 def beam_search(
-    graphs: EncoderDecoderGraphs,
-    encoded: Encoded,
-    limits: Sequence[int],
-    *,
-    beam: int,
-    n_best: int,
-    scoring: Scoring,
-    prefix: Sequence[int] = (),
+    slots: Slots, limits: Sequence[int], *, n_best: int, scoring: Scoring, prefix: Sequence[int] = ()
 ) -> list[list[Hypothesis]]:
-    """The ``n_best`` best-scored hypotheses of each sentence, best first; all beams of all sentences in one call.
+    """The ``n_best`` best-scored hypotheses of each sentence, best first; the beam is as wide as the slots.
 
-    In each step the best ``beam`` unfinished continuations of a sentence go on; a continuation by the end token is
-    finished if it is among the best ``beam`` of all. A sentence ends as soon as no unfinished hypothesis can come
-    before its ``n_best`` best finished ones: log probabilities only fall, the length penalty divides them by no more
-    than that of the longest text allowed, and coverage only subtracts. So the result is the same as of going on to the
-    maximum length. Unfinished hypotheses count only where fewer than ``n_best`` are finished at that length.
+    In each step the best unfinished continuations of a sentence, as many as the beam is wide, go on; a continuation by
+    the end token is finished if it is among as many best of all. A sentence ends as soon as no unfinished hypothesis
+    can come before its ``n_best`` best finished ones: log probabilities only fall, the length penalty divides them by
+    no more than that of the longest text allowed, and coverage only subtracts. So the result is the same as of going on
+    to the maximum length. Unfinished hypotheses count only where fewer than ``n_best`` are finished at that length.
     """
-    return _BeamSearch(graphs, encoded, limits, beam, n_best, scoring).run(prefix)
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """A hypothesis whose last token, chosen in ``step``, continues row ``parent``.
-
-    ``attention`` is that of the last token, which is ``cut``, or the end token where that is None.
-    """
-
-    score: float
-    log_probability: float
-    step: int
-    parent: int
-    attention: Logits
-    cut: int | None = None
+    search = _BeamSearch(slots, limits, n_best, scoring, prefix)
+    while slots.sentences:
+        search.advance()
+    return search.found
 
 
 class _BeamSearch:
-    """``beam`` rows of the stepper for each sentence, one below the other."""
+    """What the slots hold beside their state: for each slot an item, for each of its rows a number."""
 
     def __init__(
-        self,
-        graphs: EncoderDecoderGraphs,
-        encoded: Encoded,
-        limits: Sequence[int],
-        beam: int,
-        n_best: int,
-        scoring: Scoring,
+        self, slots: Slots, limits: Sequence[int], n_best: int, scoring: Scoring, prefix: Sequence[int]
     ) -> None:
-        ids = graphs.manifest.special_ids
+        ids = slots.graphs.manifest.special_ids
         assert ids.start is not None
         assert ids.end is not None
-        self._graphs, self._encoded, self._limits = graphs, encoded, limits
-        self._beam, self._n_best, self._scoring, self._end = beam, n_best, scoring, ids.end
-        self._slots = list(range(len(limits)))  # the sentence of each group of rows; finished ones stay a while
-        self._alive = list(range(len(limits)))  # slots that go on
-        self._finished: list[list[_Finished]] = [[] for _ in limits]
-        self._stepper = graphs.stepper(encoded.take(np.repeat(np.arange(len(limits)), beam)))
-        self._tokens = np.full(self._stepper.batch, ids.start)
+        self._slots, self._limits, self._n_best, self._scoring, self._prefix = slots, limits, n_best, scoring, prefix
+        self._start, self._end = ids.start, ids.end
+        self.found: list[list[Hypothesis]] = [[] for _ in limits]
+        count, beam = len(slots.sentences), slots.width
+        self._tokens = np.full((count, beam), ids.start)
         # At first all rows of a sentence are the same: only the first one counts.
-        self._scores = np.full((len(limits), beam), -np.inf)
-        self._scores[:, 0] = 0
-        self._coverage = np.zeros((self._stepper.batch, int(encoded.lengths.max())), np.float32)
-        # For each step: every row's token, the row it continues, and its attention.
-        self._trail: list[tuple[Rows, Rows, Logits]] = []
+        self._first = np.where(np.arange(beam) == 0, 0, -np.inf)
+        self._scores = np.tile(self._first, (count, 1))
+        # For each step of the sentence: every row's token, the row it continues, and the attention of those rows.
+        self._trails: list[list[tuple[Rows, Rows, Logits]]] = [[] for _ in range(count)]
 
-    def run(self, prefix: Sequence[int]) -> list[list[Hypothesis]]:
-        """Advance until every sentence has ended."""
-        for step in range(max(self._limits)):
-            logits = self._stepper.step(self._tokens)
-            self._advance(logits, step, prefix[step] if step < len(prefix) else None)
-            if not self._alive:
-                break
-        return [self._read(sentence, found) for sentence, found in enumerate(self._finished)]
-
-    def _advance(self, logits: Logits, step: int, forced: int | None) -> None:
-        beam, size = self._beam, logits.shape[1]
-        attention = self._stepper.attention.copy()
-        coverage = self._coverage[:, : attention.shape[1]] + attention
-        alive = np.array(self._alive)
-        rows = (alive[:, None] * beam + np.arange(beam)).ravel()
-        values = logits if len(rows) == len(logits) else logits[rows]
+    def advance(self) -> None:
+        slots, (count, beam) = self._slots, self._tokens.shape
+        logits = slots.stepper.step(self._tokens.ravel())
+        attention = slots.stepper.attention.reshape(count, beam, -1).copy()
         # What is added to a row's logits to make them log probabilities of whole hypotheses.
-        offsets = (self._scores[alive].ravel() - log_normalisers(values)).astype(np.float32)
-        if forced is None:
-            best, places = largest(values, offsets, len(alive), 2 * beam)
-        else:
-            best = (values[:, forced] + offsets).reshape(len(alive), beam)
-            places = np.tile(np.arange(beam) * size + forced, (len(alive), 1))
-        parents, tokens = np.arange(len(attention)), self._tokens.copy()
-        still: list[int] = []
-        for index, slot in enumerate(self._alive):
-            sentence = self._slots[slot]
-            going: list[tuple[float, int, int]] = []  # log probability, parent row, token
-            for rank, (value, place) in enumerate(zip(best[index].tolist(), places[index].tolist(), strict=True)):
-                parent, token = slot * beam + place // size, place % size
-                if token != self._end:
-                    going.append((value, parent, token))
-                elif rank < beam and value > -np.inf:
-                    self._finish(sentence, value, step, parent, coverage[parent], attention[parent])
-                if len(going) == beam:
-                    break
-            going += [(-np.inf, slot * beam, 0)] * (beam - len(going))  # a vocabulary smaller than the beam
-            first = slot * beam
-            self._scores[slot] = [value for value, _, _ in going]
-            parents[first : first + beam] = [parent for _, parent, _ in going]
-            tokens[first : first + beam] = [token for _, _, token in going]
-            if step + 1 == self._limits[sentence]:
-                self._cut_off(sentence, step, going, coverage, attention)
-            elif not self._is_decided(sentence, going[0][0]):
-                still.append(slot)
-        self._go_on(still, parents, tokens, attention, coverage)
+        offsets = (self._scores.ravel() - log_normalisers(logits)).astype(np.float32)
+        best, places = largest(logits, offsets, count, 2 * beam)
+        parents, tokens = np.divmod(places, logits.shape[1])
+        for slot, trail in enumerate(self._trails):
+            if len(trail) < len(self._prefix):
+                row, forced = slot * beam, self._prefix[len(trail)]
+                best[slot], parents[slot], tokens[slot] = -np.inf, 0, forced
+                best[slot, 0] = logits[row, forced] + offsets[row]
+        finished = tokens == self._end
+        for slot, rank in np.argwhere(finished[:, :beam] & (best[:, :beam] > -np.inf)).tolist():
+            self._finish(slot, float(best[slot, rank]), int(parents[slot, rank]), attention[slot])
+        # The first that are not finished, in their order.
+        going = np.argsort(finished, axis=1, kind="stable")[:, :beam]
+        best, parents, tokens, finished = (
+            np.take_along_axis(item, going, axis=1) for item in (best, parents, tokens, finished)
+        )
+        scores = np.where(finished, -np.inf, best).astype(np.float64)  # where there are fewer than the beam is wide
+        ended = []
+        for slot, sentence in enumerate(slots.sentences):
+            if len(self._trails[slot]) + 1 == self._limits[sentence]:
+                self._cut_off(slot, scores[slot], parents[slot], tokens[slot], attention[slot])
+                ended.append(slot)
+            elif self._is_decided(sentence, scores[slot, 0]):
+                ended.append(slot)
+            self._trails[slot].append((tokens[slot], parents[slot], attention[slot]))
+        tokens[ended], scores[ended] = self._start, self._first
+        for slot in ended:
+            self._trails[slot] = []
+        kept = slots.go_on(ended, (parents + beam * np.arange(count)[:, None]).ravel())
+        self._tokens, self._scores = tokens[kept], scores[kept]
+        self._trails = [self._trails[slot] for slot in kept]
 
-    def _go_on(self, still: list[int], parents: Rows, tokens: Rows, attention: Logits, coverage: Logits) -> None:
-        """Move to the next step; the one place where the state is reordered."""
-        beam = self._beam
-        self._alive = still
-        if still and len(still) < SHRINK_BELOW * len(self._slots):
-            kept = (np.array(still)[:, None] * beam + np.arange(beam)).ravel()
-            parents, tokens = parents[kept], tokens[kept]
-            self._scores = self._scores[still]
-            self._slots = [self._slots[slot] for slot in still]
-            self._alive = list(range(len(still)))
-            self._stepper = shrink(
-                self._graphs, self._stepper, self._encoded, parents, np.repeat(self._slots, beam).tolist()
-            )
-        elif beam > 1 and not np.array_equal(parents, np.arange(len(parents))):
-            self._stepper.reorder(parents)
-        self._coverage = coverage[parents]
-        self._tokens = tokens
-        self._trail.append((tokens, parents, attention[parents]))
+    def _finish(self, slot: int, value: float, parent: int, attention: Logits) -> None:
+        """Keep a hypothesis that ends now if it is among the best."""
+        found = self.found[self._slots.sentences[slot]]
+        bound = value / self._scoring.normaliser(len(self._trails[slot]) + 1)
+        if len(found) < self._n_best or bound > found[-1].score:
+            found.append(self._hypothesis(slot, value, parent, self._end, attention))
+            found.sort(key=lambda item: -item.score)
+            del found[self._n_best :]
 
-    def _finish(self, sentence: int, value: float, step: int, parent: int, coverage: Logits, attention: Logits) -> None:
-        length = self._encoded.lengths[sentence]
-        score = self._scoring.score(value, step + 1, coverage[:length])
-        self._finished[sentence].append(_Finished(score, value, step, parent, attention))
-        self._finished[sentence].sort(key=lambda item: -item.score)
-        del self._finished[sentence][self._n_best :]
-
-    def _cut_off(
-        self, sentence: int, step: int, going: list[tuple[float, int, int]], coverage: Logits, attention: Logits
-    ) -> None:
+    def _cut_off(self, slot: int, scores: Logits, parents: Rows, tokens: Rows, attention: Logits) -> None:
         """Fill up with hypotheses that are as long as allowed and not finished."""
-        found, length = self._finished[sentence], self._encoded.lengths[sentence]
+        found = self.found[self._slots.sentences[slot]]
         unfinished = [
-            _Finished(
-                self._scoring.score(value, step + 1, coverage[parent, :length]),
-                value,
-                step,
-                parent,
-                attention[parent],
-                token,
-            )
-            for value, parent, token in going
+            self._hypothesis(slot, value, parent, token, attention)
+            for value, parent, token in zip(scores.tolist(), parents.tolist(), tokens.tolist(), strict=True)
             if value > -np.inf
         ]
         unfinished.sort(key=lambda item: -item.score)
@@ -174,32 +109,24 @@ class _BeamSearch:
 
     def _is_decided(self, sentence: int, best: float) -> bool:
         """Whether no unfinished hypothesis can still come before those found; ``best`` has the best log probability."""
-        found = self._finished[sentence]
-        bound = best / self._scoring.normaliser(self._limits[sentence])
-        return len(found) >= self._n_best and bound <= found[-1].score
+        found = self.found[sentence]
+        return len(found) >= self._n_best and (
+            best / self._scoring.normaliser(self._limits[sentence]) <= found[-1].score
+        )
 
-    def _read(self, sentence: int, found: list[_Finished]) -> list[Hypothesis]:
-        """Walk back from each end to the start."""
-        length = self._encoded.lengths[sentence]
-        hypotheses = []
-        for item in found:
-            tokens = [] if item.cut is None else [item.cut]
-            attention = [item.attention[:length]]
-            row = item.parent
-            for token, parent, weights in reversed(self._trail[: item.step]):
-                tokens.append(int(token[row]))
-                attention.append(weights[row, :length])
-                row = int(parent[row])
-            hypotheses.append(
-                Hypothesis(
-                    tuple(reversed(tokens)),
-                    item.log_probability,
-                    item.score,
-                    item.cut is None,
-                    np.stack(attention[::-1]),
-                )
-            )
-        return hypotheses
+    def _hypothesis(self, slot: int, value: float, parent: int, token: int, last: Logits) -> Hypothesis:
+        """The one whose last token continues row ``parent``, whose attention is in ``last``: walk back to the start."""
+        rows = [last[parent]]
+        tokens = [token]
+        for chosen, parents, attention in reversed(self._trails[slot]):
+            tokens.append(int(chosen[parent]))
+            parent = int(parents[parent])
+            rows.append(attention[parent])
+        length = len(self._slots.sources[self._slots.sentences[slot]])
+        weights = np.stack([row[:length] for row in reversed(rows)])
+        finished = token == self._end
+        score = self._scoring.score(value, len(tokens), weights.sum(axis=0))
+        return Hypothesis(tuple(tokens[:0:-1] if finished else tokens[::-1]), value, score, finished, weights)
 
 
 def largest(values: Logits, offsets: Logits, groups: int, count: int) -> tuple[Logits, Rows]:

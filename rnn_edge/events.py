@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["length", "stop", "interrupt"]
+FinishReason = Literal["length", "stop", "end", "interrupt"]
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds and tokens of one generation. ``first_token_seconds`` counts from the call, prompt included."""
+    """Seconds and tokens of one text.
+
+    ``first_token_seconds`` counts from the call, prompt included; in a batch, from when the text found room in it.
+    """
 
     prompt_tokens: int
     prompt_seconds: float
@@ -23,7 +26,7 @@ class Event:
 
     ``text`` is what became certain with this event; joined over all events it is the whole text. ``token`` is None
     in the last event, which alone has ``finish_reason`` and ``timings``. ``log_probability`` is natural, of the model
-    before temperature and filters, where it was asked for.
+    before temperature and filters, where it was asked for. ``index`` tells the texts of a batch apart.
     """
 
     text: str
@@ -31,3 +34,4 @@ class Event:
     log_probability: float | None = None
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    index: int | None = None

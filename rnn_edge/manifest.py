@@ -19,7 +19,7 @@ MAXIMUM_BEAM = 64
 _ROLES = {"language-model": ("step",), "translation": ("encoder", "decoder")}
 
 Task = Literal["language-model", "translation"]
-Precision = Literal["fp32", "fp16"]  # of the weights in the file; arithmetic is fp32 on a CPU
+Precision = Literal["fp32", "fp16", "int8", "int4"]  # of the weights in the file
 Lowering = Literal["operator", "cell"]
 Cell = Literal["lstm", "gru", "rnn"]
 AttentionKind = Literal["dot", "general", "bahdanau"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rnn_edge.errors import BundleError, DeviceError, InvalidValueError, MissingDependencyError
@@ -14,15 +16,17 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+_PROCESSOR = Path("/proc/cpuinfo")
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 def open_session(
-    content: bytes, where: str, *, device: Device = "auto", threads: int | None = None
+    content: bytes, where: str, *, device: Device = "auto", threads: int | None = None, integers: bool = False
 ) -> InferenceSession:
     """A session over a graph's bytes. ``auto`` takes CUDA where it opens and the CPU otherwise.
 
     ``threads`` is the number of CPU threads of one step; None takes one, which is fastest for small models.
+    ``integers`` says that the graph multiplies 8-bit integers, and that every machine must get the same sums.
 
     Raises:
         DeviceError: CUDA is asked for and not available; nothing falls back in silence.
@@ -30,8 +34,7 @@ def open_session(
         InvalidValueError: an unknown device, or a number of threads outside the machine's cores.
         MissingDependencyError: there is no ONNX Runtime.
     """
-    if device not in DEVICES:
-        raise InvalidValueError(f"device is {device!r}", f"use one of {', '.join(DEVICES)}")
+    check_device(device)
     if threads is not None:
         check_threads(threads)
     runtime = _import_runtime()
@@ -44,6 +47,8 @@ def open_session(
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 1
     options.inter_op_num_threads = 1
+    if integers and not _adds_products_exactly():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     # What matters is raised; warnings would stand in the middle of a text.
     options.log_severity_level = 4
     runtime.set_default_logger_severity(4)
@@ -57,7 +62,7 @@ def open_session(
         session = runtime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # the runtime's exceptions share no base class
         if device == "auto" and len(providers) > 1:
-            return open_session(content, where, device="cpu", threads=threads)
+            return open_session(content, where, device="cpu", threads=threads, integers=integers)
         if device == "cuda":
             raise DeviceError(
                 f"--device cuda: ONNX Runtime cannot open {where} there: {first_line(error)}", "use --device cpu"
@@ -73,6 +78,12 @@ def open_session(
     return session
 
 
+def check_device(device: str) -> None:
+    """Raises InvalidValueError for an unknown device."""
+    if device not in DEVICES:
+        raise InvalidValueError(f"device is {device!r}", f"use one of {', '.join(DEVICES)}")
+
+
 def check_threads(threads: int) -> None:
     """A number of CPU threads that this machine has cores for.
 
@@ -82,6 +93,27 @@ def check_threads(threads: int) -> None:
     cores = os.cpu_count() or 1
     if not 1 <= threads <= cores:
         raise InvalidValueError(f"threads is {threads}", f"use 1 to {cores}, the cores of this machine")
+
+
+def cuda_available() -> bool:
+    """Whether this ONNX Runtime was built with CUDA; a session may fail to open all the same."""
+    return _CUDA in _import_runtime().get_available_providers()
+
+
+def _adds_products_exactly() -> bool:
+    """Whether sums of uint8 × int8 products are exact in the runtime's fast kernels on this processor.
+
+    On x86 without the VNNI or AMX instructions two neighbouring products are added in 16 bits, and saturate; a slower
+    kernel is exact there (onnxruntime_session_options_config_keys.h, session.x64quantprecision).
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
+        return True
+    try:
+        with _PROCESSOR.open(encoding="utf-8", errors="replace") as lines:
+            flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def session_device(session: InferenceSession) -> Literal["cpu", "cuda"]:

@@ -71,6 +71,16 @@ class SamplingOptions:
                 f"repeat-window is {self.repeat_window}", "use a number of tokens from 0 to 1000000"
             )
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the largest logit is chosen, without noise."""
+        return self.temperature < _GREEDY_BELOW
+
+    @property
+    def filters(self) -> bool:
+        """Whether any filter is on."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
 
 class Sampler:
     """Choose ids for one stream, step after step, with the noise of many steps drawn at once."""
@@ -79,8 +89,7 @@ class Sampler:
         self, options: SamplingOptions, vocabulary_size: int, *, seed: int, stream: int = 0, step: int = 0
     ) -> None:
         """``step`` is the number of tokens that the stream has chosen before."""
-        if not 0 <= seed < 2**64:
-            raise InvalidValueError(f"seed is {seed}", "use a whole number from 0 to 2^64 - 1")
+        check_seed(seed)
         self.step = step
         self._options = options
         self._seed, self._stream, self._size = seed, stream, vocabulary_size
@@ -88,14 +97,14 @@ class Sampler:
         self._noise: Logits = np.empty((0, vocabulary_size), np.float32)
         self._used = 0
         self._temperature = np.float32(options.temperature)
-        self._filters = options.top_k > 0 or options.top_p < 1 or options.min_p > 0
+        self._greedy, self._filters = options.greedy, options.filters
 
     def choose(self, logits: Logits, recent: Iterable[int] = ()) -> int:
         """The next id for ``logits`` [vocabulary]; ``recent`` are the ids that the repeat penalty weakens."""
         options = self._options
         if options.repeat_penalty != 1:
             logits = penalise(logits, recent, options.repeat_penalty)
-        if options.temperature < _GREEDY_BELOW:
+        if self._greedy:
             self.step += 1
             return int(logits.argmax())
         scaled = logits / self._temperature
@@ -149,17 +158,40 @@ def log_probability(logits: Logits, token: int) -> float:
     return float(wide[token] - largest - np.log(np.exp(wide - largest).sum()))
 
 
+def check_seed(seed: int) -> None:
+    """A seed has 64 bits.
+
+    Raises:
+        InvalidValueError: it has not.
+    """
+    if not 0 <= seed < 2**64:
+        raise InvalidValueError(f"seed is {seed}", "use a whole number from 0 to 2^64 - 1")
+
+
 def gumbel_noise(seed: int, stream: int, first_step: int, steps: int, vocabulary_size: int) -> Logits:
     """Noise [steps, vocabulary] for ``steps`` steps from ``first_step``, as the module's head defines it."""
+    streams, first_steps = np.array([stream], np.uint64), np.array([first_step], np.uint64)
+    return gumbel_noise_of_streams(seed, streams, first_steps, steps, vocabulary_size)[:, 0]
+
+
+def gumbel_noise_of_streams(
+    seed: int, streams: NDArray[np.uint64], first_steps: NDArray[np.uint64], steps: int, vocabulary_size: int
+) -> Logits:
+    """Noise [steps, streams, vocabulary] for ``steps`` steps of each stream from its own first step."""
     groups = (vocabulary_size + 3) // 4
-    step = np.arange(first_step, first_step + steps, dtype=np.uint64)[:, None]
-    group = np.arange(groups, dtype=np.uint64)[None, :]
+    step = (first_steps + np.arange(steps, dtype=np.uint64)[:, None])[:, :, None]
+    group = np.arange(groups, dtype=np.uint64)
     words = philox(
-        (group, step & _LOW, step >> _HALF, np.uint64(stream)), (seed & 0xFFFFFFFF, seed >> 32)
-    )  # 4 × [steps, groups]
-    word = np.stack(np.broadcast_arrays(*words), axis=-1).reshape(steps, groups * 4)[:, :vocabulary_size]
-    uniform = ((word >> np.uint64(8)).astype(np.float64) + 0.5) * 2.0**-24
-    return (-np.log(-np.log(uniform))).astype(np.float32)
+        (group, step & _LOW, step >> _HALF, streams[:, None]), (seed & 0xFFFFFFFF, seed >> 32)
+    )  # 4 × [steps, streams, groups]
+    word = np.stack(np.broadcast_arrays(*words), axis=-1).reshape(steps, len(streams), groups * 4)
+    noise = (word[:, :, :vocabulary_size] >> np.uint64(8)).astype(np.float64)
+    noise += 0.5
+    noise *= 2.0**-24
+    for _ in range(2):
+        np.log(noise, out=noise)
+        np.negative(noise, out=noise)
+    return noise.astype(np.float32)
 
 
 def philox(

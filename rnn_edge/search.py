@@ -7,18 +7,18 @@ is the score of Wu et al. (2016, equation 14) with length penalty α and coverag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
 from rnn_edge.errors import BundleError
-from rnn_edge.stepper import Logits, Stepper
+from rnn_edge.slots import Slots
+from rnn_edge.stepper import Logits
 
-Rows = NDArray[np.int64]
-SHRINK_BELOW = 0.7  # of the streams still unfinished: then buffers are made anew without the finished ones
+Choose = Callable[[Logits], int]
+_ROWS = 8  # of logits, which stay in the cache until their powers are summed
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of ``follow``: for each stream that went on, its sentence, token, log probability and attention."""
+    """One step of ``follow``: for each sentence in work, its index, token, log probability and attention."""
 
     sentences: list[int]
     tokens: list[int]
@@ -67,64 +67,52 @@ class Step:
 
 
 def follow(
-    graphs: EncoderDecoderGraphs,
-    encoded: Encoded,
+    slots: Slots,
     limits: Sequence[int],
-    choose: Callable[[int, Logits], int] | None = None,
+    chooser: Callable[[int], Choose] | None = None,
     prefixes: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Step]:
     """One hypothesis for each sentence, step by step until each has its end token or ``limits`` tokens.
 
-    ``choose`` takes a sentence's index and its logits; None takes the largest. Each target starts with its prefix. The
-    log probabilities are the model's own, whatever is chosen.
+    ``chooser`` gives a sentence's own way to choose among its logits; None takes the largest. Each target starts with
+    its prefix. The log probabilities are the model's own, whatever is chosen.
     """
-    ids = graphs.manifest.special_ids
+    ids = slots.graphs.manifest.special_ids
     assert ids.start is not None
-    alive = list(range(len(limits)))
-    stepper = graphs.stepper(encoded)
-    places = list(range(len(alive)))  # of the alive sentences in the stepper
-    tokens = np.full(stepper.batch, ids.start)
-    for step in range(max(limits)):
-        logits = stepper.step(tokens)
-        if len(places) < stepper.batch:
-            logits = logits[places]
-        if choose is None:
-            chosen = logits.argmax(axis=1)
+    tokens = np.full(len(slots.sentences), ids.start)
+    counts = np.zeros(len(tokens), np.int64)  # of tokens that each sentence in work has
+    choose: dict[int, Choose] = {}
+    while slots.sentences:
+        logits = slots.stepper.step(tokens)
+        if chooser is None:
+            tokens = logits.argmax(axis=1)
         else:
-            chosen = np.array([choose(*item) for item in zip(alive, logits, strict=True)])
+            choose = {sentence: choose.get(sentence) or chooser(sentence) for sentence in slots.sentences}
+            tokens = np.array([choose[sentence](row) for sentence, row in zip(slots.sentences, logits, strict=True)])
         if prefixes is not None:
-            for place, sentence in enumerate(alive):
-                if step < len(prefixes[sentence]):
-                    chosen[place] = prefixes[sentence][step]
-        opinions = logits[np.arange(len(alive)), chosen] - log_normalisers(logits)
-        yield Step(alive, chosen.tolist(), opinions.tolist(), stepper.attention[places])
-        kept = [
-            place
-            for place, (sentence, token) in enumerate(zip(alive, chosen, strict=True))
-            if token != ids.end and step + 1 < limits[sentence]
-        ]
-        if not kept:
-            return
-        alive = [alive[place] for place in kept]
-        places = [places[place] for place in kept]
-        if len(places) < SHRINK_BELOW * stepper.batch:
-            stepper = shrink(graphs, stepper, encoded, places, alive)
-            places = list(range(len(alive)))
-            tokens = chosen[kept]
-        else:
-            tokens = tokens.copy()
-            tokens[places] = chosen[kept]
+            for slot, sentence in enumerate(slots.sentences):
+                if counts[slot] < len(prefixes[sentence]):
+                    tokens[slot] = prefixes[sentence][counts[slot]]
+        opinions = logits[np.arange(len(tokens)), tokens] - log_normalisers(logits)
+        yield Step(list(slots.sentences), tokens.tolist(), opinions.tolist(), slots.stepper.attention.copy())
+        counts += 1
+        longest = [limits[sentence] for sentence in slots.sentences]
+        ended = np.flatnonzero((tokens == ids.end) | (counts == longest)).tolist()
+        if ended:
+            tokens[ended], counts[ended] = ids.start, 0
+            kept = slots.go_on(ended)
+            tokens, counts = tokens[kept], counts[kept]
 
 
-def collect(steps: Iterator[Step], encoded: Encoded, end: int, scoring: Scoring) -> list[Hypothesis]:
-    """What ``follow`` found, one hypothesis a sentence."""
-    found = [_Trail() for _ in encoded.lengths]
+def collect(steps: Iterable[Step], sources: Sequence[Sequence[int]], end: int, scoring: Scoring) -> list[Hypothesis]:
+    """What ``follow`` found, one hypothesis a source."""
+    found = [_Trail() for _ in sources]
     for step in steps:
         for row, sentence in enumerate(step.sentences):
             trail = found[sentence]
             trail.tokens.append(step.tokens[row])
             trail.log_probability += step.log_probabilities[row]
-            trail.attention.append(step.attention[row, : encoded.lengths[sentence]])
+            trail.attention.append(step.attention[row, : len(sources[sentence])])
     return [trail.hypothesis(end, scoring) for trail in found]
 
 
@@ -149,19 +137,14 @@ def log_normalisers(logits: Logits) -> Logits:
     Raises:
         BundleError: logits that no probabilities can be made of.
     """
-    largest = logits.max(axis=1)
-    if not np.isfinite(largest).all():
-        raise BundleError("the model gives logits that are not finite", "export the bundle again")
-    powers = logits - largest[:, None]
-    np.exp(powers, out=powers)
-    total: Logits = largest + np.log(powers.sum(axis=1))
+    powers = np.empty((_ROWS, logits.shape[1]), np.float32)
+    largest, sums = np.empty((2, len(logits)), np.float32)
+    for first in range(0, len(logits), _ROWS):
+        rows = slice(first, first + _ROWS)
+        some = logits[rows]
+        if not np.isfinite(some.max(axis=1, out=largest[rows])).all():
+            raise BundleError("the model gives logits that are not finite", "export the bundle again")
+        above = np.subtract(some, largest[rows, None], out=powers[: len(some)])
+        np.exp(above, out=above).sum(axis=1, out=sums[rows])
+    total: Logits = largest + np.log(sums)
     return total
-
-
-def shrink(
-    graphs: EncoderDecoderGraphs, stepper: Stepper, encoded: Encoded, rows: Sequence[int] | Rows, sentences: list[int]
-) -> Stepper:
-    """A stepper for these rows of the old one, which belong to these sentences."""
-    state = stepper.state()
-    kept = replace(state, tensors={name: tensor[rows] for name, tensor in state.tensors.items()})
-    return graphs.stepper(replace(encoded.take(sentences), state=kept))

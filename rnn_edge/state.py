@@ -26,8 +26,8 @@ class Continuation:
     """What a text needs beside its tensors so that it goes on as if it had never stopped.
 
     ``pending`` is the id that is shown but not yet fed; ``step`` the number of tokens chosen so far, which keys the
-    noise together with ``seed``; ``recent`` the ids that the repeat penalty sees; ``held_bytes`` the start of an
-    incomplete character, in hexadecimal.
+    noise together with ``seed`` and ``stream``; ``recent`` the ids that the repeat penalty sees; ``held_bytes`` the
+    start of an incomplete character, in hexadecimal.
     """
 
     pending: int | None = None
@@ -35,6 +35,7 @@ class Continuation:
     step: int = 0
     recent: tuple[int, ...] = ()
     held_bytes: str = ""
+    stream: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,12 @@ def load_state(path: Path, manifest: Manifest) -> State:
     pending = () if continuation.pending is None else (continuation.pending,)
     state = State(tensors, continuation)
     check_state(state, manifest, str(path))
-    if not 0 <= continuation.step < 2**63 or not 0 <= (continuation.seed or 0) < 2**64:
-        raise StateError(f"{path} has a seed or a step out of range", mend)
+    if (
+        not 0 <= continuation.step < 2**63
+        or not 0 <= (continuation.seed or 0) < 2**64
+        or not 0 <= continuation.stream < 2**32 - 1
+    ):
+        raise StateError(f"{path} has a seed, a stream or a step out of range", mend)
     if any(not 0 <= token < size for token in (*pending, *continuation.recent)):
         raise StateError(f"{path} has token ids outside the vocabulary", mend)
     return state

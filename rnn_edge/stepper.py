@@ -66,6 +66,7 @@ class StepGraph:
             bundle, role, {"token": Port(INTEGER, 1)} | memory | state, outputs, device=device, threads=threads
         )
         self.device = session_device(self.session)
+        self.threads = threads or 1
 
     def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:
         """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
@@ -104,13 +105,14 @@ class Stepper:
         self._token_value = token
         inputs, outputs = {"token": token}, {"logits": logits}
         self.attention: Logits = np.empty((batch, 0), np.float32)  # [batch, source_length] of the last step
-        self._memory = memory or {}
-        if self._memory:
-            self.attention = np.zeros((batch, self._memory[graph.manifest.memory[0].name].shape[1]), np.float32)
+        self.memory = memory or {}
+        self._memory_values = {
+            name: OrtValue.ortvalue_from_numpy(array, graph.device, 0) for name, array in self.memory.items()
+        }
+        if self.memory:
+            self.attention = np.zeros((batch, self.memory[graph.manifest.memory[0].name].shape[1]), np.float32)
             outputs[ATTENTION] = OrtValue.ortvalue_from_numpy(self.attention)
-            inputs |= {
-                name: OrtValue.ortvalue_from_numpy(array, graph.device, 0) for name, array in self._memory.items()
-            }
+            inputs |= self._memory_values
         self._bindings = [
             _bind(graph, inputs, outputs, self._values[side], self._values[1 - side]) for side in range(2)
         ]
@@ -143,11 +145,28 @@ class Stepper:
         """Stream i goes on from the state of stream ``rows[i]``."""
         if self._on_cpu:
             for name, array in self._arrays[self._side].items():
-                np.take(array, rows, axis=0, out=self._arrays[1 - self._side][name])
+                # Any other mode goes through a copy of the whole.
+                np.take(array, rows, axis=0, out=self._arrays[1 - self._side][name], mode="clip")
             self._side = 1 - self._side
         else:
             for value in self._values[self._side].values():
                 value.update_inplace(value.numpy()[rows])
+
+    def replace(self, rows: NDArray[np.int64], state: State, memory: Memory) -> None:
+        """The streams ``rows[i]``, one or several, begin anew with row i of the state and of a memory that fits in."""
+        for name, array in memory.items():
+            own = self.memory[name]
+            own[rows if array.ndim == 1 else (rows, slice(array.shape[1]))] = array[:, None]
+            if not self._on_cpu:
+                self._memory_values[name].update_inplace(own)
+        for name, tensor in state.tensors.items():
+            if self._on_cpu:
+                self._arrays[self._side][name][rows] = tensor[:, None]
+            else:
+                value = self._values[self._side][name]
+                whole = value.numpy()
+                whole[rows] = tensor[:, None]
+                value.update_inplace(whole)
 
     def state(self) -> State:
         """A copy of the state."""
@@ -211,9 +230,12 @@ def open_graph(
     manifest, where = bundle.manifest, str(bundle.path / bundle.manifest.graphs[role])
     mend = "export the bundle again"
     content = bundle.graph(role)
-    if summarise(content, where).external_data:
+    summary = summarise(content, where)
+    if summary.external_data:
         raise BundleError(f"{where} keeps tensors in other files", "export the bundle again, in one file")
-    session = open_session(content, where, device=device, threads=threads)
+    session = open_session(
+        content, where, device=device, threads=threads, integers="MatMulInteger" in summary.operators
+    )
     for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
         found = {node.name: (node.type, len(node.shape)) for node in nodes}
         wanted = {name: (port.type, port.rank) for name, port in expected.items()}

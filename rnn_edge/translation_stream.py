@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rnn_edge.events import FinishReason, Timings
-from rnn_edge.search import Step, collect, follow
+from rnn_edge.search import Step, collect
 from rnn_edge.sentences import one_line
 from rnn_edge.tokenizer import StreamDecoder
 from rnn_edge.translation import Sentence, TranslationEvent, TranslationOptions
@@ -60,19 +60,18 @@ class TranslationStream(Iterator[TranslationEvent]):
         (source,) = translator.sources([text])
         pieces = translator.source_pieces(text, source)
         yield TranslationEvent(begin, number, source=pieces)
-        encoded = translator.graphs.encode([source])
+        slots = translator.slots([source], options)
         self._encoding += perf_counter() - started
         if options.beam > 1:
-            (hypotheses,) = translator.search([source], encoded, options, [number])
+            (hypotheses,) = translator.search(slots, options)
             result = translator.read(text, source, hypotheses, options)
             self._note_token(len(result.candidates[0].pieces))
             yield TranslationEvent(result.text, number, result=result)
         else:
-            limits, prefixes = translator.limits([source], options), [translator.prefix(options)]
             steps: list[Step] = []
             decoder, line = StreamDecoder(translator.tokenizer), _OneLine()
             start = True
-            for step in follow(translator.graphs, encoded, limits, translator.chooser(options, [number]), prefixes):
+            for step in translator.follow(slots, options, number):
                 steps.append(step)
                 token, attention = step.tokens[0], step.attention[0]
                 piece = translator.piece(token, attention, pieces, options)
@@ -85,7 +84,7 @@ class TranslationStream(Iterator[TranslationEvent]):
                 yield TranslationEvent(new, number, None, token, piece, step.log_probabilities[0], attention)
                 if self._cancelled:
                     return None
-            hypotheses = collect(iter(steps), encoded, translator.end, options.scoring)
+            hypotheses = collect(steps, [source], translator.end, options.scoring)
             result = translator.read(text, source, hypotheses, options)
             yield TranslationEvent(line.push(decoder.flush()), number, result=result)
         self._read += len(source)

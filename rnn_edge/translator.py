@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
 from rnn_edge.beam_search import beam_search
 from rnn_edge.bundle import Bundle, open_bundle, require_task
-from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
+from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.manifest import Manifest
+from rnn_edge.placement import Threads, place
 from rnn_edge.providers import Device
 from rnn_edge.sampling import Sampler
-from rnn_edge.search import Hypothesis, collect, follow
+from rnn_edge.search import Choose, Hypothesis, Step, collect, follow
 from rnn_edge.sentences import Layout, one_line, split
+from rnn_edge.slots import Slots
 from rnn_edge.stepper import Logits
 from rnn_edge.tokenizer import Tokenizer, load_tokenizer
 from rnn_edge.translation import Candidate, Sentence, Translation, TranslationOptions
@@ -40,9 +42,11 @@ class Translator:
 
     @classmethod
     def load(
-        cls, name_or_path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None
+        cls, name_or_path: str | os.PathLike[str], *, device: Device = "auto", threads: Threads = None
     ) -> Translator:
         """Open a bundle by name or folder, check its bytes, and load its graphs.
+
+        ``threads`` is the number of CPU threads, None for one; ``"auto"`` measures once and remembers (``placement``).
 
         Raises:
             BundleError: not found, damaged, not what its manifest says, or not a translator.
@@ -56,7 +60,8 @@ class Translator:
         target = load_tokenizer(bundle)
         shared = manifest.source.tokenizer.file == manifest.tokenizer.file
         source = target if shared else load_tokenizer(bundle, manifest.source.tokenizer)
-        return cls(bundle, EncoderDecoderGraphs(bundle, device=device, threads=threads), source, target)
+        where = place(bundle, device, threads)
+        return cls(bundle, EncoderDecoderGraphs(bundle, device=where.device, threads=where.threads), source, target)
 
     @property
     def manifest(self) -> Manifest:
@@ -88,7 +93,7 @@ class Translator:
     ) -> Translation | list[Translation]:
         """Translate a text, or each of several. Line breaks and white space around sentences stay.
 
-        The sentences of all texts go through the model in batches of about equal length.
+        The sentences of all texts go through the model together: when one ends, the next takes its place.
         """
         options = options or self.defaults
         plans = [self.plan(item, options) for item in ([text] if isinstance(text, str) else text)]
@@ -101,18 +106,12 @@ class Translator:
         return results[0] if isinstance(text, str) else results
 
     def translate_sentences(self, sentences: Sequence[str], options: TranslationOptions) -> list[Sentence]:
-        """Translate sentences as they are, in batches of about equal length; the order is kept."""
+        """Translate sentences as they are, ``batch_size`` at once; the order is kept."""
         sources = self.sources(sentences)
         if options.sampling and options.seed is None:
             options = replace(options, seed=secrets.randbits(32))
-        order = sorted(range(len(sentences)), key=lambda index: len(sources[index]))
-        results: dict[int, Sentence] = {}
-        for first in range(0, len(order), options.batch_size):
-            batch = order[first : first + options.batch_size]
-            some = [sources[index] for index in batch]
-            for index, found in zip(batch, self.search(some, self.graphs.encode(some), options, batch), strict=True):
-                results[index] = self.read(sentences[index], sources[index], found, options)
-        return [results[index] for index in range(len(sentences))]
+        found = self.search(self.slots(sources, options), options) if sources else []
+        return [self.read(*item, options) for item in zip(sentences, sources, found, strict=True)]
 
     def stream(self, text: str, options: TranslationOptions | None = None) -> TranslationStream:
         """Translate a text sentence by sentence, and token by token; with a beam each sentence comes whole."""
@@ -122,15 +121,12 @@ class Translator:
         """Log probability of each target given its source, the end token included, and its number of tokens."""
         sources = self.sources([source for source, _ in pairs])
         targets = [[*ids, self.end] for ids in self.tokenizer.encode_batch([target for _, target in pairs])]
-        order = sorted(range(len(pairs)), key=lambda index: (len(sources[index]), len(targets[index])))
         totals = [0.0] * len(pairs)
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            encoded = self.graphs.encode([sources[index] for index in batch])
-            rows = [targets[index] for index in batch]
-            for step in follow(self.graphs, encoded, [len(row) for row in rows], prefixes=rows):
+        if pairs:
+            lengths = [len(target) for target in targets]
+            for step in follow(Slots(self.graphs, sources, batch_size), lengths, prefixes=targets):
                 for sentence, value in zip(step.sentences, step.log_probabilities, strict=True):
-                    totals[batch[sentence]] += value
+                    totals[sentence] += value
         return [(total, len(target)) for total, target in zip(totals, targets, strict=True)]
 
     def plan(self, text: str, options: TranslationOptions) -> tuple[Layout, int]:
@@ -168,21 +164,25 @@ class Translator:
         """The tokens that every target starts with."""
         return self.tokenizer.encode(options.prefix) if options.prefix else []
 
-    def chooser(self, options: TranslationOptions, streams: Sequence[int]) -> Callable[[int, Logits], int] | None:
-        """How tokens are drawn; the noise of each sentence is that of its stream, whatever else is in the batch."""
+    def chooser(self, options: TranslationOptions, first: int = 0) -> Callable[[int], Choose] | None:
+        """How tokens are drawn; the noise of a sentence is keyed by its number, counted from ``first``."""
         sampling = options.sampling
         if sampling is None:
             return None
         size, seed = self.tokenizer.vocabulary_size, options.seed or 0
-        samplers = [Sampler(sampling, size, seed=seed, stream=stream) for stream in streams]
-        recent = [deque[int](maxlen=sampling.repeat_window) for _ in streams]
 
-        def choose(sentence: int, logits: Logits) -> int:
-            token = samplers[sentence].choose(logits, recent[sentence])
-            recent[sentence].append(token)
-            return token
+        def choose_for(sentence: int) -> Choose:
+            sampler = Sampler(sampling, size, seed=seed, stream=first + sentence)
+            recent = deque[int](maxlen=sampling.repeat_window)
 
-        return choose
+            def choose(logits: Logits) -> int:
+                token = sampler.choose(logits, recent)
+                recent.append(token)
+                return token
+
+            return choose
+
+        return choose_for
 
     def read(
         self, text: str, source: Sequence[int], found: Iterable[Hypothesis], options: TranslationOptions
@@ -210,27 +210,23 @@ class Translator:
         words = source[:-1]
         return words[int(attention[: len(words)].argmax())] if options.replace_unknown and words else b" <unk>"
 
-    def search(
-        self,
-        sources: Sequence[Sequence[int]],
-        encoded: Encoded,
-        options: TranslationOptions,
-        streams: Sequence[int],
-    ) -> list[list[Hypothesis]]:
-        """Hypotheses of each source, best first; ``streams`` are the numbers that key what is drawn for each."""
-        limits, prefix = self.limits(sources, options), self.prefix(options)
+    def slots(self, sources: Sequence[Sequence[int]], options: TranslationOptions) -> Slots:
+        """Places for so many sources at once as the options say, with the first of them encoded."""
+        return Slots(self.graphs, sources, options.batch_size, options.beam)
+
+    def search(self, slots: Slots, options: TranslationOptions) -> list[list[Hypothesis]]:
+        """Hypotheses of each source, best first."""
         if options.beam > 1:
-            return beam_search(
-                self.graphs,
-                encoded,
-                limits,
-                beam=options.beam,
-                n_best=options.beam if options.n_best > 1 else 1,  # some may be the same text in other tokens
-                scoring=options.scoring,
-                prefix=prefix,
-            )
-        steps = follow(self.graphs, encoded, limits, self.chooser(options, streams), [prefix] * len(sources))
-        return [[item] for item in collect(steps, encoded, self.end, options.scoring)]
+            n_best = options.beam if options.n_best > 1 else 1  # some may be the same text in other tokens
+            limits, prefix = self.limits(slots.sources, options), self.prefix(options)
+            return beam_search(slots, limits, n_best=n_best, scoring=options.scoring, prefix=prefix)
+        steps = self.follow(slots, options)
+        return [[item] for item in collect(steps, slots.sources, self.end, options.scoring)]
+
+    def follow(self, slots: Slots, options: TranslationOptions, first: int = 0) -> Iterator[Step]:
+        """One hypothesis for each source, step by step; what is drawn is keyed by numbers that count from ``first``."""
+        limits, prefixes = self.limits(slots.sources, options), [self.prefix(options)] * len(slots.sources)
+        return follow(slots, limits, self.chooser(options, first), prefixes)
 
     def _token_count(self, text: str) -> int:
         return len(self.source_tokenizer.encode(text))

@@ -18,11 +18,13 @@ COMMANDS = {
     "generate": "rnn_edge.cli.generate",
     "translate": "rnn_edge.cli.translate",
     "evaluate": "rnn_edge.cli.evaluate",
+    "bench": "rnn_edge.cli.bench",
     "models": "rnn_edge.cli.models",
     "show": "rnn_edge.cli.show",
     "verify": "rnn_edge.cli.verify",
     "train": "rnn_edge_export.cli.train",
     "export": "rnn_edge_export.cli.export",
+    "quantize": "rnn_edge_export.cli.quantize",
 }
 
 # The vendored click of typer is private; its base class of all usage errors is reached through a public one.

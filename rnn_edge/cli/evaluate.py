@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rnn_edge.cli.options import DeviceOption, ThreadsOption
 from rnn_edge.errors import DataError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the translations, one a line.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sentences at once.")] = 32,
     encoding: Annotated[str, typer.Option(help="Encoding of the data.")] = "utf-8",
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads. [default: 1]")] = None,
-    device: Annotated[str, typer.Option(help="Where to run.", metavar="auto|cpu|cuda")] = "auto",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One score a line.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
 ) -> None:
@@ -98,7 +99,7 @@ def _translator(
     tokenize: str,
     encoding: str,
     device: Any,
-    threads: int | None,
+    threads: Any,
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     from dataclasses import replace
 
@@ -129,7 +130,7 @@ def _translator(
 
 
 def _language_model(
-    bundle: "Bundle", data: list[Path], block: int, unknown: Any, encoding: str, device: Any, threads: int | None
+    bundle: "Bundle", data: list[Path], block: int, unknown: Any, encoding: str, device: Any, threads: Any
 ) -> list[dict[str, Any]]:
     from rnn_edge import render
     from rnn_edge.evaluation import carried_loss, cold_block_loss

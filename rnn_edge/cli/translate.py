@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from rnn_edge.cli.input import cancel_on_interrupt, line_chunks, read_input, typed_lines
+from rnn_edge.cli.options import DeviceOption, ThreadsOption
 from rnn_edge.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def translate(
     alignments: Annotated[bool, typer.Option("--alignments", help="Pharaoh pairs after a tab: 0-0 1-2.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="One event a line, with attention and scores.")] = False,
     batch_size: Annotated[int, typer.Option(help="Sentences at once, for files and pipes.")] = 32,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads. [default: 1]")] = None,
-    device: Annotated[str, typer.Option(help="Where to run.", metavar="auto|cpu|cuda")] = "auto",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no closing summary.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
 ) -> None:

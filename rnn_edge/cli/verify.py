@@ -4,13 +4,15 @@ from typing import Annotated
 
 import typer
 
+from rnn_edge.cli.options import DeviceOption
+
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command()
 def verify(
     bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.", metavar="BUNDLE")],
-    device: Annotated[str, typer.Option(help="Where to run.", metavar="auto|cpu|cuda")] = "auto",
+    device: DeviceOption = "auto",
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads. [default: 1]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One finding a line.")] = False,
 ) -> None:

@@ -128,6 +128,24 @@ def test_reordered_streams_go_on_from_one_another(graphs: EncoderDecoderGraphs) 
     np.testing.assert_array_equal(stepper.step(7), fresh.step(7))
 
 
+def test_replaced_streams_begin_anew_and_the_others_go_on(graphs: EncoderDecoderGraphs) -> None:
+    """After an odd and an even number of steps: the state lies in either of two sets of buffers."""
+    begun = graphs.encode([SOURCES[1]] * 5)
+    for steps in (1, 2):
+        stepper, other = (graphs.stepper(begun.take(range(5))) for _ in range(2))
+        for token in range(steps):
+            stepper.step(token)
+            other.step(token)
+        new = graphs.encode([SOURCES[0], SOURCES[3]])
+        stepper.replace(np.array([[0, 3], [4, 1]]), new.state, new.memory)
+        fresh = graphs.stepper(new.take([0, 1, 1, 0, 1]))
+        for token in (0, 7, 8):
+            logits, expected, gone_on = stepper.step(token), fresh.step(token), other.step(token)
+            np.testing.assert_allclose(logits[[0, 1, 3, 4]], expected[[0, 1, 3, 4]], rtol=1e-4, atol=1e-4)
+            np.testing.assert_array_equal(logits[2], gone_on[2])
+            assert not stepper.attention[0, len(SOURCES[0]) :].any()
+
+
 def test_a_first_state_that_does_not_fit(graphs: EncoderDecoderGraphs) -> None:
     encoded = graphs.encode(SOURCES)
     with pytest.raises(InvalidValueError, match="the state has 3 streams, not 4"):

@@ -19,9 +19,10 @@ from rnn_edge.beam_search import beam_search, largest
 from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
 from rnn_edge.errors import BundleError
 from rnn_edge.manifest import SpecialIds
-from rnn_edge.search import Hypothesis, Scoring, collect, follow, log_normalisers
+from rnn_edge.search import Choose, Hypothesis, Scoring, collect, follow, log_normalisers
+from rnn_edge.slots import Slots
 from rnn_edge.state import State
-from rnn_edge.stepper import LENGTHS, Logits
+from rnn_edge.stepper import LENGTHS, Logits, Memory
 
 START, END = 0, 1
 PLACES = 8191  # prime, and exact in float32
@@ -45,17 +46,24 @@ class Decoder:
         self.weights = np.exp(random.normal(0, 1.5, (PLACES, LONGEST))).astype(np.float32)
         self.manifest = SimpleNamespace(special_ids=SpecialIds(start=START, end=END))
         self.batches: list[int] = []  # of every step that was made
+        self.widths: list[int] = []  # of the attention in every step
+        self.encoded: list[list[int]] = []  # the sentences of each call of the encoder
 
     @property
     def graphs(self) -> EncoderDecoderGraphs:
         return cast(EncoderDecoderGraphs, self)
 
-    def encode(self, lengths: Sequence[int]) -> Encoded:
-        """Sentences with these source lengths; the memory of each is its number."""
-        memory = np.zeros((len(lengths), max(lengths), 1), np.float32)
-        memory[:] = np.arange(len(lengths))[:, None, None]
-        state = State({"h": np.zeros((len(lengths), 1), np.float32)})
-        return Encoded({"memory": memory, LENGTHS: np.array(lengths)}, state)
+    def slots(self, lengths: Sequence[int], batch: int = 32, width: int = 1) -> Slots:
+        """Sentences with these source lengths, whose every token is their number."""
+        return Slots(self.graphs, [[number] * length for number, length in enumerate(lengths)], batch, width)
+
+    def encode(self, sources: Sequence[Sequence[int]]) -> Encoded:
+        """The memory of each sentence is its number."""
+        lengths = np.array([len(source) for source in sources])
+        self.encoded.append([source[0] for source in sources])
+        memory = np.zeros((len(lengths), lengths.max(), 1), np.float32)
+        memory[:] = np.array(self.encoded[-1])[:, None, None]
+        return Encoded({"memory": memory, LENGTHS: lengths}, State({"h": np.zeros((len(lengths), 1), np.float32)}))
 
     def stepper(self, encoded: Encoded) -> Stepper:
         return Stepper(self, encoded)
@@ -83,9 +91,9 @@ class Stepper:
 
     def __init__(self, decoder: Decoder, encoded: Encoded) -> None:
         self.batch = len(encoded.lengths)
+        self.memory = encoded.memory
         self.attention: Logits = np.zeros(encoded.memory["memory"].shape[:2], np.float32)
-        self._decoder, self._lengths = decoder, encoded.lengths
-        self._shift = decoder.stride * encoded.memory["memory"][:, 0, 0].astype(np.int64)
+        self._decoder = decoder
         self._state = encoded.state.tensors["h"].copy()
         self._logits = np.zeros((self.batch, decoder.vocabulary), np.float32)
 
@@ -94,15 +102,22 @@ class Stepper:
         self._decoder.batches.append(self.batch)
         state = (self._state[:, 0].astype(np.int64) * self._decoder.factor + tokens) % PLACES
         self._state[:, 0] = state
-        places = (state + self._shift) % PLACES
+        places = (state + self._decoder.stride * self.memory["memory"][:, 0, 0].astype(np.int64)) % PLACES
         self._logits[:] = self._decoder.logits[places]
         width = self.attention.shape[1]
-        weights = np.where(np.arange(width) < self._lengths[:, None], self._decoder.weights[places, :width], 0)
+        self._decoder.widths.append(width)
+        weights = np.where(np.arange(width) < self.memory[LENGTHS][:, None], self._decoder.weights[places, :width], 0)
         self.attention[:] = weights / weights.sum(axis=1, keepdims=True)
         return self._logits
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         self._state = self._state[rows]
+
+    def replace(self, rows: NDArray[np.int64], state: State, memory: Memory) -> None:
+        assert memory["memory"].shape[1] <= self.attention.shape[1]
+        self.memory["memory"][rows, : memory["memory"].shape[1]] = memory["memory"][:, None]
+        self.memory[LENGTHS][rows] = memory[LENGTHS][:, None]
+        self._state[rows] = state.tensors["h"][:, None]
 
     def state(self) -> State:
         return State({"h": self._state.copy()})
@@ -218,7 +233,7 @@ def test_largest_gives_all_where_there_are_no_more(size: int) -> None:
     assert best.tolist() == [np.sort(values.ravel())[::-1].tolist()]
 
 
-@given(arrays.arrays(np.float32, (3, 17), elements=st.floats(-1000, 1000, width=32)))
+@given(arrays.arrays(np.float32, (19, 17), elements=st.floats(-1000, 1000, width=32)))
 def test_log_normalisers(logits: Logits) -> None:
     wide = logits.astype(np.float64)
     expected = wide.max(axis=1) + np.log(np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1))
@@ -265,9 +280,10 @@ def followed(
     limits: Sequence[int],
     prefixes: Sequence[Tokens] | None = None,
     scoring: Scoring = Scoring(0),  # noqa: B008  # frozen
+    batch: int = 32,
 ) -> list[Hypothesis]:
-    encoded = decoder.encode(lengths)
-    return collect(follow(decoder.graphs, encoded, limits, None, prefixes), encoded, END, scoring)
+    slots = decoder.slots(lengths, batch)
+    return collect(follow(slots, limits, None, prefixes), slots.sources, END, scoring)
 
 
 def test_greedy_takes_the_likeliest_at_each_step() -> None:
@@ -285,11 +301,13 @@ def test_a_limit_cuts_off() -> None:
 
 
 def test_steps_name_their_sentences() -> None:
-    decoder = CHAIN
-    steps = list(follow(decoder.graphs, decoder.encode([2, 2, 2]), [1, 9, 2]))
+    steps = list(follow(CHAIN.slots([2, 2, 2]), [1, 9, 2]))
     assert [step.sentences for step in steps] == [[0, 1, 2], [1, 2], [1]]
     assert [step.tokens for step in steps] == [[A, A, A], [B, B], [END]]
     assert [step.attention.shape for step in steps] == [(3, 2), (2, 2), (1, 2)]
+    steps = list(follow(CHAIN.slots([2, 2, 2], 2), [1, 9, 2]))
+    assert [step.sentences for step in steps] == [[0, 1], [2, 1], [2, 1]]
+    assert [step.tokens for step in steps] == [[A, A], [A, B], [B, END]]
 
 
 def test_prefixes_force_the_start_and_keep_the_model_s_opinion() -> None:
@@ -305,14 +323,20 @@ def test_a_chooser_sees_each_sentence_s_logits_and_the_opinion_stays_the_model_s
     decoder = Decoder(9)
     decoder.logits[:, END] += 50
     seen: list[tuple[int, Logits]] = []
+    begun: list[int] = []
 
-    def least(sentence: int, logits: Logits) -> int:
-        seen.append((sentence, logits.copy()))
-        return int(logits.argmin())
+    def least(sentence: int) -> Choose:
+        def choose(logits: Logits) -> int:
+            seen.append((sentence, logits.copy()))
+            return int(logits.argmin())
 
-    encoded = decoder.encode([2, 5])
-    found = collect(follow(decoder.graphs, encoded, [4, 2], least), encoded, END, Scoring(0))
-    assert [sentence for sentence, _ in seen] == [0, 1, 0, 1, 0, 0]
+        begun.append(sentence)
+        return choose
+
+    slots = decoder.slots([5, 4, 3], 2)
+    found = collect(follow(slots, [4, 2, 3], least), slots.sources, END, Scoring(0))
+    assert [sentence for sentence, _ in seen] == [0, 1, 0, 1, 0, 2, 0, 2, 2]
+    assert begun == [0, 1, 2]  # once, and no earlier than needed
     for sentence, item in enumerate(found):
         rows = [logits for owner, logits in seen if owner == sentence]
         assert list(item.tokens) == [int(row.argmin()) for row in rows]
@@ -322,13 +346,13 @@ def test_a_chooser_sees_each_sentence_s_logits_and_the_opinion_stays_the_model_s
 
 
 @given(st.integers(0, 2**32), st.lists(st.integers(1, LONGEST), min_size=1, max_size=9), st.data())
-def test_batches_that_shrink_give_what_each_sentence_gives_alone(
+def test_a_batch_in_any_size_gives_what_each_sentence_gives_alone(
     seed: int, lengths: list[int], data: st.DataObject
 ) -> None:
     limits = [data.draw(st.integers(1, 15)) for _ in lengths]
     prefixes = [tuple(data.draw(st.lists(st.integers(2, 5), max_size=limit - 1))) for limit in limits]
-    decoder, scoring = Decoder(6, seed), Scoring(1, 0.3)
-    for sentence, item in enumerate(followed(decoder, lengths, limits, prefixes, scoring)):
+    decoder, scoring, batch = Decoder(6, seed), Scoring(1, 0.3), data.draw(st.integers(1, 9))
+    for sentence, item in enumerate(followed(decoder, lengths, limits, prefixes, scoring, batch)):
         tokens: Tokens = ()
         while len(tokens) < limits[sentence] and END not in tokens:
             forced = prefixes[sentence][len(tokens) : len(tokens) + 1]
@@ -337,12 +361,29 @@ def test_batches_that_shrink_give_what_each_sentence_gives_alone(
         check([item], expected, decoder, sentence, lengths[sentence], scoring)
 
 
-def test_batches_do_shrink() -> None:
+def test_no_row_is_computed_for_a_sentence_that_has_ended() -> None:
+    decoder, limits = Decoder(6), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    forced = [(A,) * limit for limit in limits]
+    followed(decoder, [3] * 10, limits, forced)
+    assert decoder.batches == limits[::-1]
     decoder = Decoder(6)
-    followed(decoder, [3] * 10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [(A,) * (limit - 1) for limit in range(1, 11)])
-    assert decoder.batches[0] == 10
-    assert decoder.batches[-1] < 3
+    followed(decoder, [3] * 10, limits, forced, batch=4)
+    assert sum(decoder.batches) == sum(limits)
+    assert decoder.batches[:10] == [4] * 10  # full as long as sentences wait: the last but two end with step 10
     assert decoder.batches == sorted(decoder.batches, reverse=True)
+
+
+def test_the_longest_come_first_and_are_encoded_when_they_are_needed() -> None:
+    decoder = Decoder(6)
+    limits = [5] * 6
+    steps = follow(decoder.slots([3, 12, 4, 9, 3, 10], 2), limits, prefixes=[(A,) * 5] * 6)
+    assert decoder.encoded == [[1, 5]]
+    assert [next(steps).sentences for _ in range(5)] == [[1, 5]] * 5
+    assert decoder.encoded == [[1, 5]]
+    assert [next(steps).sentences for _ in range(6)] == [[3, 2]] * 5 + [[0, 4]]
+    assert decoder.encoded == [[1, 5], [3, 2], [0, 4]]
+    # Memory of 9 columns fits into one of 12; when none needs more than 3, there are no more.
+    assert decoder.widths == [12] * 10 + [3]
 
 
 # --- beams
@@ -357,9 +398,10 @@ def searched(
     n_best: int = 1,
     scoring: Scoring = Scoring(0),  # noqa: B008  # frozen
     prefix: Tokens = (),
+    batch: int = 32,
 ) -> list[list[Hypothesis]]:
-    encoded = decoder.encode(lengths)
-    return beam_search(decoder.graphs, encoded, limits, beam=beam, n_best=n_best, scoring=scoring, prefix=prefix)
+    slots = decoder.slots(lengths, batch, beam)
+    return beam_search(slots, limits, n_best=n_best, scoring=scoring, prefix=prefix)
 
 
 def test_a_beam_finds_what_greedy_search_passes_by() -> None:
@@ -450,13 +492,14 @@ def test_stopping_early_changes_nothing(
     data=st.data(),
 )
 @settings(max_examples=50)
-def test_a_batch_gives_what_each_sentence_gives_alone(
+def test_beams_in_a_batch_of_any_size_give_what_each_sentence_gives_alone(
     seed: int, lengths: list[int], beam: int, scoring: Scoring, prefix: Tokens, data: st.DataObject
 ) -> None:
     decoder = Decoder(70, seed)
     decoder.logits[:, END] += 4
     limits = [data.draw(st.integers(len(prefix) + 1, 12)) for _ in lengths]
-    found = searched(decoder, lengths, limits, beam=beam, n_best=beam, scoring=scoring, prefix=prefix)
+    batch = data.draw(st.integers(1, 6))
+    found = searched(decoder, lengths, limits, beam=beam, n_best=beam, scoring=scoring, prefix=prefix, batch=batch)
     for sentence, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
         expected = reference(decoder, sentence, length, limit, beam=beam, n_best=beam, scoring=scoring, prefix=prefix)
         check(found[sentence], expected, decoder, sentence, length, scoring)
@@ -471,6 +514,11 @@ def test_nothing_is_computed_for_sentences_that_are_decided() -> None:
     decoder.logits[:, END] -= 20
     searched(decoder, [3] * 8, [2] * 6 + [9] * 2, beam=2)
     assert decoder.batches == [16] * 2 + [4] * 7
+    decoder = Decoder(8)
+    decoder.logits[:, END] -= 20
+    searched(decoder, [3] * 8, [2] * 6 + [9] * 2, beam=2, batch=4)
+    # Two slots pass to the last two sentences, which go on with full rows until they are cut off.
+    assert decoder.batches == [8] * 2 + [8] * 2 + [4] * 7
 
 
 def test_a_forced_start_is_scored_by_the_model() -> None:

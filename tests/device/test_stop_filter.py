@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rnn_edge.language_model import StopFilter
+from rnn_edge.text_stream import StopFilter
 
 # A small alphabet, so that stop texts begin, overlap and come true often.
 TEXT = st.text("ab\n", max_size=30)

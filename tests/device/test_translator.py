@@ -210,12 +210,24 @@ def test_a_list_is_each_alone_in_their_order(model: Translator, options: Transla
     assert model.translate([], options) == []
 
 
-@pytest.mark.parametrize("name", ["greedy", "beam", "drawn"])
+@pytest.mark.parametrize("name", ["greedy", "beam", "drawn", "prefixed"])
 def test_the_batch_size_changes_nothing(model: Translator, name: str) -> None:
     options = [TranslationOptions(**{**vars(OPTIONS[name]), "batch_size": size}) for size in (1, 2, 5, 32)]
-    first, *others = [texts_of(model.translate_sentences([*TEXTS, *reversed(TEXTS)], item)) for item in options]
+    first, *others = [model.translate_sentences([*TEXTS, *reversed(TEXTS)], item) for item in options]
     for found in others:
-        assert found == first
+        assert texts_of(found) == texts_of(first)
+        for one, other in zip(found, first, strict=True):
+            assert one.source == other.source
+            assert one.candidates[0].log_probability == pytest.approx(other.candidates[0].log_probability, abs=1e-4)
+            np.testing.assert_allclose(one.candidates[0].attention, other.candidates[0].attention, atol=1e-4)
+
+
+def test_scores_are_the_same_in_batches_of_any_size(model: Translator) -> None:
+    pairs = [(text, target) for text in TEXTS for target in ("Le gardien.", "Marta voit une maison près de la mer.")]
+    first, *others = [np.array(model.score(pairs, size)) for size in (1, 5, 32)]
+    for found in others:
+        np.testing.assert_allclose(found, first, atol=1e-4)
+    assert model.score([]) == []
 
 
 def test_draws_are_a_function_of_the_seed_and_the_sentence_s_number(model: Translator) -> None:

@@ -1,0 +1,148 @@
+"""How texts of a batch are shown: samples of one prompt one after another, continuations of a file line by line."""
+
+import json
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from rnn_edge import render
+from rnn_edge.batch_generation import in_order
+from rnn_edge.cli.input import cancel_on_interrupt, line_chunks
+
+if TYPE_CHECKING:
+    from rnn_edge.batch_generation import BatchGeneration, GeneratedText
+    from rnn_edge.events import Timings
+
+SEPARATOR = "\n\f\n"  # between two samples in a pipe: a line with a form feed
+_LINES_AT_ONCE = 256
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+
+
+class Prompts:
+    """The lines of a file, or of standard input for ``-``, each remembered until its text is written."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = None if str(file) == "-" else file
+        self.waiting: deque[str] = deque()
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in line_chunks(self.file, _LINES_AT_ONCE):
+            for line in chunk:
+                prompt = unescape(line.removesuffix("\n").removesuffix("\r"))
+                self.waiting.append(prompt)
+                yield prompt
+
+    def count(self) -> int:
+        """Lines of the file, without keeping them; 0 where nobody knows."""
+        if self.file is None or not self.file.is_file():
+            return 0
+        with self.file.open("rb") as stream:
+            return sum(block.count(b"\n") for block in iter(lambda: stream.read(2**20), b""))
+
+
+def unescape(line: str) -> str:
+    """A line with ``\\n``, ``\\r``, ``\\t`` and ``\\\\`` for what they stand for; any other backslash is itself."""
+    return re.sub(r"\\([nrt\\])", lambda found: _ESCAPES[found[1]], line)
+
+
+def escape(text: str) -> str:
+    """A text in one line, which ``unescape`` turns back."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def show_samples(
+    batch: "BatchGeneration", prompt: str, samples: int, loaded: float, device: str, *, quiet: bool
+) -> int:
+    """Sample after sample, the first unfinished one as it comes; the exit code."""
+    out, tally, shown = render.StreamWriter(), _Tally(), -1
+    terminal = sys.stdout.isatty()
+    with cancel_on_interrupt(batch.cancel):
+        for event in in_order(batch):
+            if event.index != shown:
+                assert event.index is not None
+                shown = event.index
+                if terminal:
+                    out.close()
+                    render.note(f"── {shown + 1} of {samples} ──")
+                elif shown:
+                    out.write(SEPARATOR)
+                out.write(prompt)
+            out.write(event.text)
+            tally.add(event.timings)
+    out.close()
+    return tally.end(batch, loaded, device, quiet=quiet)
+
+
+def show_events(batch: "BatchGeneration", loaded: float, device: str, *, quiet: bool) -> int:
+    """Events of all texts as they come, a line of JSON each; the exit code."""
+    out, tally = render.StreamWriter(), _Tally()
+    with cancel_on_interrupt(batch.cancel):
+        for event in batch:
+            out.write(render.event_line(event))
+            tally.add(event.timings)
+    out.close()
+    return tally.end(batch, loaded, device, quiet=quiet)
+
+
+def show_lines(
+    batch: "BatchGeneration",
+    prompts: Prompts,
+    loaded: float,
+    device: str,
+    *,
+    display_prompt: bool,
+    json_lines: bool,
+    quiet: bool,
+) -> int:
+    """A line for each line of the input, in its order; the exit code."""
+    out, tally = render.StreamWriter(), _Tally()
+    with render.progress("generating", quiet=quiet or sys.stdout.isatty()) as progress:
+        total = 0 if quiet else prompts.count()
+        with cancel_on_interrupt(batch.cancel):
+            try:
+                for text in batch.texts():
+                    prompt = prompts.waiting.popleft()
+                    before = prompt if display_prompt else ""
+                    out.write((_json_line(text, prompt) if json_lines else escape(before + text.text)) + "\n")
+                    tally.add(text.timings)
+                    progress(tally.texts, max(total, tally.texts))
+            finally:
+                out.close()  # the lines before an error are not lost
+    return tally.end(batch, loaded, device, quiet=quiet)
+
+
+class _Tally:
+    """What was made, for the closing line."""
+
+    def __init__(self) -> None:
+        self.texts = self._read = self._made = 0
+        self._started = perf_counter()
+
+    def add(self, timings: "Timings | None") -> None:
+        """Count a text where this is its end."""
+        if timings:
+            self.texts += 1
+            self._read += timings.prompt_tokens
+            self._made += timings.generated_tokens
+
+    def end(self, batch: "BatchGeneration", loaded: float, device: str, *, quiet: bool) -> int:
+        """Say it; the exit code."""
+        if not quiet:
+            seconds = perf_counter() - self._started
+            render.note(render.batch_summary(self.texts, self._read, self._made, seconds, loaded, device, batch.seed))
+        return 130 if batch.cancelled else 0
+
+
+def _json_line(text: "GeneratedText", prompt: str) -> str:
+    fields = {
+        "index": text.index,
+        "prompt": prompt,
+        "text": text.text,
+        "finish_reason": text.finish_reason,
+        "tokens": text.timings.generated_tokens,
+    }
+    return json.dumps(fields, ensure_ascii=False)
