@@ -46,3 +46,10 @@ def write(manifest: Manifest, title: str, notes: str) -> str:
         lines += [notes.strip(), ""]
     lines += ["## Recipe", "", "```toml", provenance.recipe.strip(), "```", ""]
     return "\n".join(lines)
+
+
+def notes_of(card: str, manifest: Manifest, title: str) -> str:
+    """The notes of a card that ``write`` made, empty if it was changed by hand."""
+    before, _, after = write(manifest, title, "").partition("## Recipe")
+    known = card.startswith(before) and card.endswith(after)
+    return card[len(before) : len(card) - len(after)].removesuffix("## Recipe").strip() if known else ""

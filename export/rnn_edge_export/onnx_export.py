@@ -11,10 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import onnx
-import onnx.helper
-import onnx.numpy_helper
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -22,9 +19,9 @@ from torch import Tensor, nn
 from rnn_edge.bundle import Bundle, read_bundle
 from rnn_edge.errors import ParityError, RnnEdgeError
 from rnn_edge.files import new_folder, write_bytes, write_text
-from rnn_edge.manifest import MANIFEST_NAME, FileEntry, Lowering, Manifest, Precision, Provenance
+from rnn_edge.manifest import MANIFEST_NAME, FileEntry, Lowering, Manifest, Provenance
 from rnn_edge.stepper import graph_metadata
-from rnn_edge_export import model_card
+from rnn_edge_export import golden, model_card
 from rnn_edge_export.parity import Check
 from rnn_edge_export.recipe import Recipe
 
@@ -32,10 +29,6 @@ TOKENIZER_FILE, CARD_FILE = "tokenizer.json", "README.md"
 # Level with "cell" for fp32 (benchmarks/lowerings.py), and every ONNX runtime has the operators.
 DEFAULT_LOWERING: Lowering = "operator"
 OPSET, IR_VERSION = 18, 8
-GOLDEN_STEPS = 128
-_HALF_FROM = 256  # values; smaller tensors are not worth a node
-# Two machines' sums differ in the last bits; a choice this close may go either way on another one.
-GOLDEN_TOLERANCE = 1e-3
 
 
 class Source(Protocol):
@@ -53,14 +46,11 @@ class Source(Protocol):
     def notes(self) -> str:
         """Markdown for the model card."""
 
-    def draft(self, name: str, lowering: Lowering, precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
+    def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
         """The manifest before there are hashes and golden transcripts, and every file but the model card."""
 
     def check(self, bundle: Bundle) -> list[Check]:
         """PyTorch against the runtime; a ParityError where they differ."""
-
-    def record(self, bundle: Bundle) -> Manifest:
-        """The bundle's manifest with golden transcripts of what the shipped runtime answers here."""
 
 
 def export_bundle(
@@ -69,30 +59,29 @@ def export_bundle(
     *,
     name: str,
     lowering: Lowering = DEFAULT_LOWERING,
-    precision: Precision = "fp32",
     force: bool = False,
 ) -> tuple[Bundle, list[Check]]:
-    """Write a bundle to ``output``. Nothing is left there unless every check passes.
-
-    With ``fp16`` the model's own weights are first rounded to what half precision holds, and then stored so: the graph
-    computes in fp32 what the rounded model computes.
+    """Write a bundle in fp32 to ``output``. Nothing is left there unless every check passes.
 
     Raises:
         ParityError: the graph does not compute what the model computes.
         RnnEdgeError: ``output`` exists without ``force``, or cannot be written.
     """
+    check_replaceable(output, force=force)
+    with new_folder(output, force=force) as folder:
+        manifest, contents = source.draft(name, lowering)
+        write_bundle(folder, manifest, contents)
+        checks = source.check(read_bundle(folder))
+        manifest = golden.record(read_bundle(folder))
+        contents[CARD_FILE] = model_card.write(manifest, source.recipe.title, source.notes).encode()
+        write_bundle(folder, manifest, contents)
+    return read_bundle(output), checks
+
+
+def check_replaceable(output: Path, *, force: bool) -> None:
+    """Raises RnnEdgeError where ``force`` would replace something that is not a bundle."""
     if force and output.exists() and not (output / MANIFEST_NAME).is_file():
         raise RnnEdgeError(f"{output} is not a bundle", "choose another folder: --force replaces only bundles")
-    if precision == "fp16":
-        round_to_half(source.model)
-    with new_folder(output, force=force) as folder:
-        manifest, contents = source.draft(name, lowering, precision)
-        _write(folder, manifest, contents)
-        checks = source.check(read_bundle(folder))
-        manifest = source.record(read_bundle(folder))
-        contents[CARD_FILE] = model_card.write(manifest, source.recipe.title, source.notes).encode()
-        _write(folder, manifest, contents)
-    return read_bundle(output), checks
 
 
 @dataclass(frozen=True)
@@ -140,41 +129,8 @@ def to_onnx(module: nn.Module, signature: Signature, manifest: Manifest, allowed
     for key, value in graph_metadata(manifest).items():
         graph.metadata_props.add(key=key, value=value)
     _strip(graph)
-    if manifest.precision == "fp16":
-        _store_half(graph.graph)
-        allowed |= {"Cast"}
     _check_graph(graph, signature, allowed)
     return bytes(graph.SerializeToString(deterministic=True))
-
-
-@torch.no_grad()
-def round_to_half(model: nn.Module) -> None:
-    """Round all weights to half precision (IEEE binary16), in place.
-
-    Raises:
-        ParityError: a weight is too large for it.
-    """
-    for name, parameter in model.named_parameters():
-        parameter.copy_(parameter.half())
-        if not parameter.isfinite().all():
-            raise ParityError(f"{name} has values that half precision cannot hold", "export it with --precision fp32")
-
-
-def _store_half(graph: onnx.GraphProto) -> None:
-    """Put large weights into half the bytes, each with a Cast that the runtime computes once, when it loads."""
-    casts = []
-    for tensor in graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < _HALF_FROM:
-            continue
-        if not np.array_equal(values.astype(np.float16), values):  # a sum of two biases, say
-            continue
-        name = tensor.name
-        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
-        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def provenance(recipe: Recipe) -> Provenance:
@@ -202,7 +158,7 @@ def _by_parameter(module: nn.Module, shapes: Sequence[dict[int, Any]]) -> Any:
     return named | {parameters[-1].name: tuple(shapes[len(named) :])}
 
 
-def _write(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None:
+def write_bundle(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None:
     """Write all files, and the manifest with their hashes last."""
     files = {
         name: FileEntry(hashlib.sha256(content).hexdigest(), len(content)) for name, content in sorted(contents.items())

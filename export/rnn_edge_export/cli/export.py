@@ -1,5 +1,6 @@
 """``rnn-edge export``."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +9,7 @@ import typer
 
 from rnn_edge.errors import InvalidValueError
 from rnn_edge_export.cli import workstation
+from rnn_edge_export.cli.quantize import BlockOption, DataOption, IncreaseOption, known_precision, quantise_to
 
 if TYPE_CHECKING:
     from rnn_edge_export.language_model.export import LanguageModelSource
@@ -22,8 +24,12 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.", show_default=False)],
     lowering: Annotated[str, typer.Option(help="How a cell becomes ONNX.", metavar="operator|cell")] = "operator",
     precision: Annotated[
-        str, typer.Option(help="Weights in the file; fp16 halves it and is storage only on a CPU.", metavar="fp32|fp16")
+        str,
+        typer.Option(help="Of the weights; others than fp32 as rnn-edge quantize.", metavar="fp32|fp16|int8|int4"),
     ] = "fp32",
+    data: DataOption = None,
+    max_loss_increase: IncreaseOption = None,
+    block_size: BlockOption = 32,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; else that of its folder.")] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown to add to the model card.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -35,25 +41,44 @@ def export(
     """
     if lowering not in ("operator", "cell"):
         raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")
-    if precision not in ("fp32", "fp16"):
-        raise InvalidValueError(f"--precision {precision} is unknown", "use fp32 or fp16")
     with workstation():
+        if precision != "fp32":
+            known_precision(precision)
+        from rnn_edge.bundle import read_bundle
+        from rnn_edge.files import check_output
         from rnn_edge.render import show_checks
         from rnn_edge.text_files import read_text
-        from rnn_edge_export.onnx_export import export_bundle
+        from rnn_edge_export.onnx_export import check_replaceable, export_bundle
 
         source = _load(run)
         if notes:
             source = replace(source, notes=read_text(notes, "utf-8")[0])
-        bundle, checks = export_bundle(
-            source,
-            output,
-            name=name or output.resolve().name,
-            lowering=lowering,  # type: ignore[arg-type]  # checked above
-            precision=precision,  # type: ignore[arg-type]
-            force=force,
-        )
-    show_checks([(check.name, f"{check.difference:.1e}", f"{check.tolerance:.0e}") for check in checks])
+        name = name or output.resolve().name
+        check_replaceable(output, force=force)
+        check_output(output, force=force, folder=True)
+        with tempfile.TemporaryDirectory(prefix="rnn-edge-") as scratch:
+            place = output if precision == "fp32" else Path(scratch) / "fp32"
+            bundle, checks = export_bundle(
+                source,
+                place,
+                name=name,
+                lowering=lowering,  # type: ignore[arg-type]  # checked above
+                force=force,
+            )
+            show_checks([(check.name, f"{check.difference:.1e}", f"{check.tolerance:.0e}") for check in checks])
+            if precision != "fp32":
+                quantise_to(
+                    bundle,
+                    output,
+                    known_precision(precision),
+                    name,
+                    data,
+                    max_loss_increase,
+                    block_size,
+                    "utf-8",
+                    force=force,
+                )
+                bundle = read_bundle(output)
     command = "translate" if bundle.manifest.task == "translation" else "generate"
     typer.echo(
         f"{output}: {bundle.size / 1e6:.1f} MB, verified against PyTorch; try: rnn-edge {command} {output}", err=True

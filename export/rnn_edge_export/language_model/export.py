@@ -1,27 +1,22 @@
-"""A language model as a bundle: one step graph, golden transcripts of its own text and of ours."""
+"""A language model as a bundle: one step graph."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 
 from rnn_edge.bundle import Bundle
 from rnn_edge.manifest import (
     FORMAT_VERSION,
     Architecture,
-    GoldenTranscript,
     Lowering,
     Manifest,
     Metric,
-    Precision,
     SamplingDefaults,
     SpecialIds,
     StatePair,
     TokenizerSpec,
 )
-from rnn_edge.stepper import StepGraph
 from rnn_edge.tokenizer import Tokenizer
 from rnn_edge_export.checkpoint import restore_module
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
@@ -29,8 +24,6 @@ from rnn_edge_export.language_model.parity import check_parity
 from rnn_edge_export.language_model.steps import ALLOWED_OPERATORS, make_step
 from rnn_edge_export.layers import parameter_count
 from rnn_edge_export.onnx_export import (
-    GOLDEN_STEPS,
-    GOLDEN_TOLERANCE,
     TOKENIZER_FILE,
     Signature,
     provenance,
@@ -42,7 +35,6 @@ from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.run import TOKENIZER, RunContent, load_tokenizer
 
 STEP_FILE = "step.onnx"
-_GOLDEN_TEXT = "A device that replays these words, step by step, proves itself.\nDoes it? Yes: 3 checks, no doubt!\n"
 
 
 @dataclass(frozen=True)
@@ -55,14 +47,14 @@ class LanguageModelSource:
     metrics: tuple[Metric, ...] = ()
     notes: str = ""
 
-    def draft(self, name: str, lowering: Lowering, precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
+    def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
         """The manifest before there are hashes, and the bundle's files."""
         section, names = self.recipe.model, self.model.state_names()
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=name,
             task="language-model",
-            precision=precision,
+            precision="fp32",
             lowering=lowering,
             architecture=Architecture(
                 cell=section.cell,
@@ -87,17 +79,6 @@ class LanguageModelSource:
     def check(self, bundle: Bundle) -> list[Check]:
         """PyTorch against the shipped stepper."""
         return check_parity(self.model, bundle)
-
-    def record(self, bundle: Bundle) -> Manifest:
-        """What the shipped runtime answers here: to its own greedy text, and to varied text of ours."""
-        graph = StepGraph(bundle, device="cpu")
-        start = bundle.manifest.special_ids.start or 0
-        text = self.tokenizer.encode(_GOLDEN_TEXT, unknown="skip")[: GOLDEN_STEPS // 2]
-        # Whatever the script of the corpus, every part of the vocabulary may occur.
-        random = np.random.default_rng(0).integers(0, self.tokenizer.vocabulary_size, GOLDEN_STEPS - len(text))
-        text += random.tolist()
-        golden = _transcript(graph, "greedy", [start], GOLDEN_STEPS), _transcript(graph, "text", text, len(text))
-        return replace(bundle.manifest, golden=golden)
 
 
 def load_source(run: Path, content: RunContent, recipe: LanguageModelRecipe) -> LanguageModelSource:
@@ -128,17 +109,3 @@ def step_graph(model: RecurrentLanguageModel, manifest: Manifest) -> bytes:
         description="One time step of a recurrent language model: token and state in, logits and next state out.",
     )
     return to_onnx(make_step(model, manifest.lowering), signature, manifest, ALLOWED_OPERATORS[manifest.lowering])
-
-
-def _transcript(graph: StepGraph, kind: Literal["greedy", "text"], tokens: list[int], steps: int) -> GoldenTranscript:
-    stepper = graph.stepper()
-    fed: list[int] = []
-    best: list[int] = []
-    margins: list[float] = []
-    for index in range(steps):
-        fed.append(tokens[index] if index < len(tokens) else best[-1])
-        logits = stepper.step(fed[-1])[0]
-        best.append(int(logits.argmax()))
-        top = np.sort(logits)[::-1]
-        margins.append(round(float(top[0] - top[1]), 4) if len(top) > 1 else 0.0)
-    return GoldenTranscript(kind, tuple(fed), tuple(best), tuple(margins), GOLDEN_TOLERANCE)

@@ -1,23 +1,19 @@
-"""A translator as a bundle: encoder graph, decoder step graph, golden translations."""
+"""A translator as a bundle: encoder graph and decoder step graph."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rnn_edge.bundle import Bundle
-from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.manifest import (
     FORMAT_VERSION,
     Architecture,
     EncoderArchitecture,
-    GoldenTranslation,
     Lowering,
     Manifest,
     MemoryTensor,
     Metric,
-    Precision,
     SamplingDefaults,
     SourceSpec,
     SpecialIds,
@@ -28,7 +24,6 @@ from rnn_edge.tokenizer import Tokenizer
 from rnn_edge_export.checkpoint import restore_module
 from rnn_edge_export.layers import parameter_count
 from rnn_edge_export.onnx_export import (
-    GOLDEN_TOLERANCE,
     TOKENIZER_FILE,
     Signature,
     provenance,
@@ -52,13 +47,6 @@ from rnn_edge_export.translation.subwords import END, START, UNKNOWN
 from rnn_edge_export.translation.task import new_model, run_tokenizers
 
 ENCODER_FILE, DECODER_FILE, SOURCE_TOKENIZER_FILE = "encoder.onnx", "decoder.onnx", "source_tokenizer.json"
-_GOLDEN_STEPS = 24
-_GOLDEN_TEXTS = (
-    "Does this device translate as the other one did?",
-    "She bought three old books, and he sold a house near the sea.",
-    "Yes.",
-)
-_GOLDEN_RANDOM = (1, 5, 17, 40)  # source lengths, the end token not counted
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ class TranslationSource:
     metrics: tuple[Metric, ...] = ()
     notes: str = ""
 
-    def draft(self, name: str, lowering: Lowering, precision: Precision) -> tuple[Manifest, dict[str, bytes]]:
+    def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
         """The manifest before there are hashes, and the bundle's files."""
         section, training = self.recipe.model, self.recipe.training
         source, target = self.tokenizers
@@ -84,7 +72,7 @@ class TranslationSource:
             format_version=FORMAT_VERSION,
             name=name,
             task="translation",
-            precision=precision,
+            precision="fp32",
             lowering=lowering,
             architecture=Architecture(
                 cell=section.cell,
@@ -129,15 +117,6 @@ class TranslationSource:
     def check(self, bundle: Bundle) -> list[Check]:
         """PyTorch against the shipped runtime."""
         return check_parity(self.model, bundle)
-
-    def record(self, bundle: Bundle) -> Manifest:
-        """What the shipped runtime answers here to sentences of ours, and to random ids of several lengths."""
-        graphs = EncoderDecoderGraphs(bundle, device="cpu")
-        source = self.tokenizers[0]
-        end, random = special_id(source, END), np.random.default_rng(0)
-        rows = [(text, [*source.encode(text), end]) for text in _GOLDEN_TEXTS]
-        rows += [("", [*random.integers(0, source.vocabulary_size, length).tolist(), end]) for length in _GOLDEN_RANDOM]
-        return replace(bundle.manifest, golden_translations=tuple(_golden(graphs, *row) for row in rows))
 
 
 def load_source(run: Path, content: RunContent, recipe: TranslationRecipe) -> TranslationSource:
@@ -194,18 +173,3 @@ def decoder_graph(model: EncoderDecoder, manifest: Manifest) -> bytes:
         description="One time step of an attentive decoder: token, memory and state in, logits and next state out.",
     )
     return to_onnx(DecoderStep(model, manifest.lowering), signature, manifest, DECODER_OPERATORS[manifest.lowering])
-
-
-def _golden(graphs: EncoderDecoderGraphs, text: str, source: list[int]) -> GoldenTranslation:
-    """Fed with its own best ids, past the end token too: every step proves something."""
-    start = graphs.manifest.special_ids.start
-    assert start is not None
-    decoder = graphs.stepper(graphs.encode([source]))
-    fed, best, margins = [start], [], []
-    for _ in range(_GOLDEN_STEPS):
-        logits = decoder.step(np.array(fed[-1:]))[0]
-        top = np.sort(logits)[::-1]
-        best.append(int(logits.argmax()))
-        margins.append(round(float(top[0] - top[1]), 4))
-        fed.append(best[-1])
-    return GoldenTranslation(text, tuple(source), tuple(fed[:-1]), tuple(best), tuple(margins), GOLDEN_TOLERANCE)

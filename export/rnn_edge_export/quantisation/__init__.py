@@ -1,0 +1,1 @@
+"""Eight and four bits: rounding weights, rewriting step graphs, and measuring what it costs."""

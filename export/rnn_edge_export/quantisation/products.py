@@ -1,0 +1,123 @@
+"""Matrix products with rounded weights, as nodes.
+
+Eight bits (``StaticProducts``): activations of known bound become uint8 by a constant scale, so that no range is
+computed at run time and no row of a batch depends on its neighbours:
+
+    y = (QuantizeLinear(x, bound / 127, 128) ⊙ W) · column scale      ⊙ is MatMulInteger, exact in 32 bits
+
+Four bits (``BlockProducts``): ONNX Runtime's MatMulNBits, which rounds activations row by row itself.
+
+Symbols in shape comments: B rows, K inner axis, N columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import onnx
+
+from rnn_edge_export.quantisation.graph import MICROSOFT, Array, GraphWriter
+from rnn_edge_export.quantisation.weights import Matrix, to_blocks, to_columns
+
+_ZERO = 128
+ROUNDED_FROM = 4096  # values; smaller matrices are not worth their nodes
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A value of a graph [B, width] and the largest absolute value it can have; None if there is no bound."""
+
+    name: str
+    width: int
+    bound: float | None
+
+
+class Products(Protocol):
+    """How a matrix product is computed."""
+
+    def add(
+        self, writer: GraphWriter, inputs: Sequence[Activation], weight: Matrix, bias: Array | None, output: str = ""
+    ) -> str:
+        """concat(inputs) [B, K] @ weight [K, N] + bias [N] → name of the result."""
+
+
+class FloatProducts:
+    """Nothing is rounded."""
+
+    def add(
+        self, writer: GraphWriter, inputs: Sequence[Activation], weight: Matrix, bias: Array | None, output: str = ""
+    ) -> str:
+        """See ``Products``."""
+        x = _concat(writer, [item.name for item in inputs])
+        y = writer.add("MatMul", [x, writer.constant(weight, "weight")], output="" if bias is not None else output)
+        return y if bias is None else writer.add("Add", [y, writer.constant(bias, "bias")], output=output)
+
+
+class StaticProducts:
+    """Eight-bit weights with one scale a column, and uint8 activations by their bound."""
+
+    def __init__(self) -> None:
+        self._rounded: dict[tuple[str, float], str] = {}
+
+    def add(
+        self, writer: GraphWriter, inputs: Sequence[Activation], weight: Matrix, bias: Array | None, output: str = ""
+    ) -> str:
+        """See ``Products``. Inputs of other bounds make products of their own, for the sake of the columns' scales."""
+        if weight.size < ROUNDED_FROM or any(item.bound is None for item in inputs):
+            return FloatProducts().add(writer, inputs, weight, bias, output)
+        parts, first = [], 0
+        for bound, group in groupby(inputs, key=lambda item: item.bound or 1.0):
+            members = list(group)
+            last = first + sum(item.width for item in members)
+            columns = to_columns(weight[first:last])
+            values = writer.constant(columns.values, "weight_int8")
+            parts.append(self.integer_product(writer, members, bound, values, columns.scales))
+            first = last
+        terms = [*parts, *([] if bias is None else [writer.constant(bias, "bias")])]
+        for index, term in enumerate(terms[1:], start=2):
+            terms[0] = writer.add("Add", [terms[0], term], output=output if index == len(terms) else "")
+        return terms[0] if len(terms) > 1 or not output else writer.add("Identity", terms, output=output)
+
+    def integer_product(
+        self, writer: GraphWriter, inputs: Sequence[Activation], bound: float, values: str, scales: Array
+    ) -> str:
+        """concat(inputs) @ int8 weights named ``values`` [K, N] with ``scales`` [N] → name."""
+        x = _concat(writer, [self._round(writer, item.name, bound) for item in inputs])
+        exact = writer.add("MatMulInteger", [x, values, writer.constant(np.array(_ZERO, np.uint8))])
+        scale = writer.constant((scales * np.float32(bound / 127)).astype(np.float32), "scales")
+        return writer.add("Mul", [writer.add("Cast", [exact], to=onnx.TensorProto.FLOAT), scale])
+
+    def _round(self, writer: GraphWriter, name: str, bound: float) -> str:
+        if (name, bound) not in self._rounded:
+            scale, zero = np.array(bound / 127, np.float32), np.array(_ZERO, np.uint8)
+            self._rounded[name, bound] = writer.add(
+                "QuantizeLinear", [name, writer.constant(scale), writer.constant(zero)]
+            )
+        return self._rounded[name, bound]
+
+
+class BlockProducts:
+    """Four-bit weights with one scale for each block of a column."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+
+    def add(
+        self, writer: GraphWriter, inputs: Sequence[Activation], weight: Matrix, bias: Array | None, output: str = ""
+    ) -> str:
+        """See ``Products``."""
+        if weight.size < ROUNDED_FROM:
+            return FloatProducts().add(writer, inputs, weight, bias, output)
+        blocks = to_blocks(weight, self._block_size)
+        names = [_concat(writer, [item.name for item in inputs]), writer.constant(blocks.values, "weight_int4")]
+        names += [writer.constant(blocks.scales, "scales")]
+        names += ["", "", writer.constant(bias, "bias")] if bias is not None else []
+        # Level 4 computes with 8-bit activations, rounded row by row; 0 is many times slower.
+        sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": 4, "block_size": self._block_size}
+        return writer.add("MatMulNBits", names, output=output, domain=MICROSOFT, accuracy_level=4, **sizes)
+
+
+def _concat(writer: GraphWriter, names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else writer.add("Concat", names, axis=1)

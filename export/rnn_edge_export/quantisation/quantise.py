@@ -1,0 +1,158 @@
+"""From a bundle to the same model with weights of fewer bits: measured against the original before it is there."""
+
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from rnn_edge.bundle import Bundle, read_bundle
+from rnn_edge.encoder_decoder import EncoderDecoderGraphs
+from rnn_edge.errors import BundleError, DataError, InvalidValueError, ParityError
+from rnn_edge.files import new_folder
+from rnn_edge.language_model import LanguageModel
+from rnn_edge.manifest import Manifest, Precision
+from rnn_edge.stepper import graph_metadata
+from rnn_edge.tokenizer import load_tokenizer
+from rnn_edge_export import golden, model_card
+from rnn_edge_export.onnx_export import CARD_FILE, check_replaceable, versions, write_bundle
+from rnn_edge_export.quantisation.gate import (
+    OWN_TEXT,
+    Comparison,
+    Pairs,
+    Progress,
+    compare_language_models,
+    compare_translators,
+)
+from rnn_edge_export.quantisation.graph import MICROSOFT
+from rnn_edge_export.quantisation.half import store_half
+from rnn_edge_export.quantisation.products import BlockProducts, StaticProducts
+from rnn_edge_export.quantisation.rewrite import Rewriter
+
+PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "int4")
+MAXIMUM_INCREASE: dict[Precision, float] = {"fp16": 0.005, "int8": 0.005, "int4": 0.01}
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+DEFAULT_BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the rounded model is measured on: a text for a language model, pairs for a translator; None for neither."""
+
+    name: str = OWN_TEXT
+    text: str | None = None
+    pairs: Pairs | None = None
+
+
+def quantise(
+    bundle: Bundle,
+    output: Path,
+    precision: Precision,
+    *,
+    name: str,
+    material: Material,
+    maximum_increase: float | None = None,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    force: bool = False,
+    progress: Progress = lambda _done, _all: None,
+) -> tuple[Bundle, Comparison]:
+    """Write ``bundle`` to ``output`` with rounded weights.
+
+    Nothing is left there if the loss may rise by more than ``maximum_increase`` (a share, compared with the upper end
+    of the interval), unless ``force``.
+
+    Raises:
+        BundleError: the bundle is rounded already.
+        DataError: a translator without pairs, or nothing to measure on.
+        ParityError: it loses too much.
+        RnnEdgeError: ``output`` exists without ``force``, or cannot be written.
+    """
+    check_source(bundle, precision)
+    if block_size not in BLOCK_SIZES:
+        raise InvalidValueError(f"block size is {block_size}", f"use one of {', '.join(map(str, BLOCK_SIZES))}")
+    if bundle.manifest.task == "translation" and not material.pairs:
+        raise DataError("a translator's loss is measured on sentence pairs", "give some with --data")
+    check_replaceable(output, force=force)
+    manifest = replace(
+        bundle.manifest,
+        name=name,
+        precision=precision,
+        lowering=bundle.manifest.lowering if precision == "fp16" else "cell",
+        golden=(),
+        golden_translations=(),
+        versions=versions(),
+    )
+    contents = {file: bundle.read(file) for file in bundle.manifest.files}
+    card = contents.pop(CARD_FILE, b"").decode("utf-8", errors="replace")
+    for role, file in manifest.graphs.items():
+        contents[file] = round_graph(contents[file], role, manifest, block_size)
+    with new_folder(output, force=force) as folder:
+        write_bundle(folder, manifest, contents)
+        found = _compare(bundle, read_bundle(folder), material, progress)
+        limit = MAXIMUM_INCREASE[precision] if maximum_increase is None else maximum_increase
+        if found.upper_increase > limit and not force:
+            raise ParityError(
+                f"{precision} may raise the loss by {100 * found.upper_increase:.3f} %, more than {100 * limit:g} % "
+                f"(measured {100 * found.increase:.3f} % on {found.tokens:,} tokens)",
+                "allow more with --max-loss-increase, take it anyway with --force, or keep more bits",
+            )
+        split = material.name if material.name != OWN_TEXT else "64 streams"
+        manifest = replace(golden.record(read_bundle(folder)), metrics=(*manifest.metrics, *found.metrics(split)))
+        title = str(tomllib.loads(manifest.provenance.recipe).get("title", ""))
+        notes = model_card.notes_of(card, bundle.manifest, title)
+        contents[CARD_FILE] = model_card.write(manifest, title, notes).encode()
+        write_bundle(folder, manifest, contents)
+    return read_bundle(output), found
+
+
+def check_source(bundle: Bundle, precision: Precision) -> None:
+    """Refuse to round what is rounded.
+
+    Raises:
+        BundleError: naming what it can be made from.
+    """
+    given = bundle.manifest.precision
+    if given in ("int8", "int4") or given == precision:
+        raise BundleError(
+            f"{bundle.path} has {given} weights already",
+            f"make {precision} from its fp32 bundle, which rnn-edge export writes from the training run",
+        )
+
+
+def round_graph(content: bytes, role: str, manifest: Manifest, block_size: int) -> bytes:
+    """The bytes of a graph with weights in the manifest's precision.
+
+    ``role`` is that of the manifest's ``graphs``: a state h and what an encoder remembers lie in [−1, 1].
+    """
+    model = onnx.load_model_from_string(content)
+    if manifest.precision == "fp16":
+        store_half(model.graph)
+    else:
+        bounded = {} if role == "encoder" else {pair.input: 1.0 for pair in manifest.state if pair.input[0] != "c"}
+        bounded |= {item.name: 1.0 for item in manifest.memory if item.name == "memory"}
+        four = manifest.precision == "int4"
+        Rewriter(model.graph, bounded, BlockProducts(block_size) if four else StaticProducts()).run()
+        if any(node.domain == MICROSOFT for node in model.graph.node):
+            model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    del model.metadata_props[:]
+    for key, value in graph_metadata(manifest).items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _compare(original: Bundle, rounded: Bundle, material: Material, progress: Progress) -> Comparison:
+    data = material.name
+    if original.manifest.source is not None:
+        graphs = [EncoderDecoderGraphs(bundle, device="cpu") for bundle in (original, rounded)]
+        target = load_tokenizer(original)
+        source = load_tokenizer(original, original.manifest.source.tokenizer)
+        assert material.pairs is not None
+        return compare_translators(graphs[0], graphs[1], (source, target), material.pairs, data, progress)
+    models = [LanguageModel.load(bundle.path, device="cpu") for bundle in (original, rounded)]
+    ids = None
+    if material.text is not None:
+        ids = models[0].tokenizer.encode(material.text, unknown="skip")
+        if not ids:
+            raise DataError(f"nothing in {material.name} is in the vocabulary", "give a text like that of the training")
+    return compare_language_models(models[0], models[1], ids, data, progress)
