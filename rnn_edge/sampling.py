@@ -29,6 +29,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _GREEDY_BELOW = 1e-3  # colder, the quotients leave what float32 tells apart
+_DOUBT = 1e-4  # far above what float32 sums of probabilities are off by
 _BLOCK = 8192  # values of noise drawn at once: their cost per token is a few microseconds, their memory 32 kB
 
 
@@ -108,15 +109,19 @@ class Sampler:
             self.step += 1
             return int(logits.argmax())
         scaled = logits / self._temperature
-        if self._filters:
-            scaled = keep_likely(scaled, options.top_k, options.top_p, options.min_p)
         if self._used == len(self._noise):
             self._noise = gumbel_noise(self._seed, self._stream, self.step, self._steps_per_block, self._size)
             self._used = 0
-        scaled += self._noise[self._used]
+        noise = self._noise[self._used]
         self._used += 1
         self.step += 1
-        return int(scaled.argmax())
+        chosen = int((scaled + noise).argmax())
+        # The best of all is the best of those that remain if it is one of them: mostly so, and cheap to see.
+        if self._filters and not _surely_kept(scaled, chosen, options):
+            kept = keep_likely(scaled, options.top_k, options.top_p, options.min_p)
+            kept += noise
+            chosen = int(kept.argmax())
+        return chosen
 
 
 def penalise(logits: Logits, recent: Iterable[int], penalty: float) -> Logits:
@@ -149,6 +154,22 @@ def keep_likely(scaled: Logits, top_k: int, top_p: float, min_p: float) -> Logit
     if min_p > 0:
         threshold = max(threshold, float(ascending[-1]) + math.log(min_p))
     return np.where(scaled >= threshold, scaled, np.float32(-np.inf))
+
+
+def _surely_kept(scaled: Logits, token: int, options: SamplingOptions) -> bool:
+    """Whether ``keep_likely`` keeps an id, without sorting; False also where rounding might decide."""
+    value, size = scaled[token], len(scaled)
+    if 0 < options.top_k < size and np.count_nonzero(scaled > value) >= options.top_k:
+        return False
+    if options.min_p > 0 and value < scaled.max() + math.log(options.min_p) + _DOUBT:
+        return False
+    if options.top_p < 1:
+        powers = np.exp(scaled - scaled.max())
+        if 0 < options.top_k < size:
+            powers[scaled < np.partition(scaled, size - options.top_k)[size - options.top_k]] = 0
+        above = powers[scaled > value].sum()
+        return bool(above < (options.top_p - _DOUBT) * powers.sum())
+    return True
 
 
 def log_probability(logits: Logits, token: int) -> float:

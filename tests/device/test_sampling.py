@@ -183,3 +183,30 @@ def test_seeds_out_of_range(seed: int) -> None:
 
 def test_the_largest_seed() -> None:
     assert Sampler(SamplingOptions(), 3, seed=2**64 - 1).choose(logits(0, 0, 0)) in range(3)
+
+
+@pytest.mark.parametrize("size", [2, 5, 65, 3000])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"top_k": 1},
+        {"top_k": 4},
+        {"top_p": 0.9},
+        {"top_p": 0.02},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
+        {"top_k": 7, "top_p": 0.5},
+        {"top_k": 20, "top_p": 0.95, "min_p": 0.05},
+    ],
+)
+def test_the_short_way_chooses_what_filtering_first_chooses(size: int, flags: dict[str, Any]) -> None:
+    options = SamplingOptions(temperature=1.0, **flags)
+    random = np.random.default_rng(size)
+    steps = 300 if size < 1000 else 40
+    sampler = Sampler(options, size, seed=3)
+    noise = gumbel_noise(3, 0, 0, steps, size)
+    for step in range(steps):
+        logits = (random.standard_normal(size) * random.choice([0.1, 1, 5])).astype(np.float32)
+        logits[random.integers(0, size, 2)] = logits.max()  # ties
+        filtered = keep_likely(logits, options.top_k, options.top_p, options.min_p)
+        assert sampler.choose(logits) == int((filtered + noise[step]).argmax()), step
