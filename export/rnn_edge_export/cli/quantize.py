@@ -108,7 +108,7 @@ def quantise_to(
             force=force,
             progress=progress,
         )
-    half = 100 * found.half_interval / found.loss
+    half = 100 * found.half_width
     times = step_seconds(bundle, rounded)
     original = bundle.manifest.precision
     render.show_table(

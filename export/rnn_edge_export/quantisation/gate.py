@@ -5,6 +5,7 @@ cancels. The interval is that of the mean over pieces of text (each some 50 toke
 approximation, 95 %.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,23 +50,33 @@ class Comparison:
     @property
     def increase(self) -> float:
         """Of the loss, as a share of it."""
-        return (self.rounded_loss - self.loss) / self.loss
+        return self._share(self.rounded_loss - self.loss)
+
+    @property
+    def half_width(self) -> float:
+        """Half of its 95 % interval."""
+        return self._share(self.half_interval)
 
     @property
     def upper_increase(self) -> float:
         """The upper end of its 95 % interval."""
-        return self.increase + self.half_interval / self.loss
+        return self.increase + self.half_width
 
     def metrics(self, split: str) -> tuple[Metric, ...]:
         """For the manifest."""
         how = f"against the original, {self.tokens:,} tokens"
-        half = 100 * self.half_interval / self.loss
+        half = 100 * self.half_width
         return (
             Metric("loss increase", 100 * self.increase, "%", self.data, split, f"{how}, 95 % interval ± {half:.4f} %"),
             Metric("top-1 agreement", 100 * self.top1_agreement, "%", self.data, split, how),
             Metric("KL divergence", self.divergence, "nats per token", self.data, split, how),
             Metric("largest logit difference", self.largest_difference, "", self.data, split, how),
         )
+
+    def _share(self, value: float) -> float:
+        if self.loss == 0:  # one token, and no doubt
+            return math.copysign(math.inf, value) if value else 0.0
+        return value / self.loss
 
 
 class _Sums:
@@ -185,7 +196,9 @@ def compare_translators(
     assert end is not None
     sources = [[*ids, manifest.source.end] for ids in tokenizers[0].encode_batch([source for source, _ in pairs])]
     targets = [[*ids, end] for ids in tokenizers[1].encode_batch([target for _, target in pairs])]
-    order = sorted(range(len(pairs)), key=lambda index: (len(targets[index]), len(sources[index])))
+    # The first pairs, whatever their length, where there are very many.
+    enough = int(np.searchsorted(np.cumsum([len(ids) for ids in targets]), 2 * WANTED_TOKENS)) + 1
+    order = sorted(range(len(pairs))[:enough], key=lambda index: (len(targets[index]), len(sources[index])))
     sums = _Sums()
     for first in range(0, len(order), _SENTENCES):
         batch = order[first : first + _SENTENCES]
@@ -200,6 +213,4 @@ def compare_translators(
             sums.add(logits[0][alive], logits[1][alive], following, np.array(batch)[alive])
             tokens[alive] = following
         progress(first + len(batch), len(order))
-        if sums.tokens >= 2 * WANTED_TOKENS:
-            break
     return sums.comparison(data)

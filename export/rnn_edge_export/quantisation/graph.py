@@ -77,11 +77,12 @@ class GraphWriter:
 
     def constant(self, value: Array, name: str = "") -> str:
         """A constant → its name; small equal ones are one."""
-        value = np.ascontiguousarray(value)
+        value = np.asarray(value, order="C")  # keeps scalars scalar
         key = (str(value.dtype), value.shape, value.tobytes()) if value.nbytes <= 64 else None
         if key and not name and key in self._shared:
             return self._shared[key]
-        name = name if name and name not in self._constants else self._new_name(name or "constant")
+        if not name or name in self._constants or name in self._names:
+            name = self._new_name(name or "constant")
         self._constants[name] = value
         if key:
             self._shared.setdefault(key, name)

@@ -64,12 +64,20 @@ def quantise(
     Raises:
         BundleError: the bundle is rounded already.
         DataError: a translator without pairs, or nothing to measure on.
+        InvalidValueError: a block size or a limit out of range, or ``output`` is the bundle itself.
         ParityError: it loses too much.
         RnnEdgeError: ``output`` exists without ``force``, or cannot be written.
     """
     check_source(bundle, precision)
     if block_size not in BLOCK_SIZES:
         raise InvalidValueError(f"block size is {block_size}", f"use one of {', '.join(map(str, BLOCK_SIZES))}")
+    limit = MAXIMUM_INCREASE[precision] if maximum_increase is None else maximum_increase
+    if not limit >= 0:  # nan is not, either
+        raise InvalidValueError(f"the loss may rise by {100 * limit:g} %", "give 0 or more with --max-loss-increase")
+    if output.resolve() == bundle.path.resolve():
+        raise InvalidValueError(
+            f"{output} is the bundle itself", "choose another folder: keep what others are made from"
+        )
     if bundle.manifest.task == "translation" and not material.pairs:
         raise DataError("a translator's loss is measured on sentence pairs", "give some with --data")
     check_replaceable(output, force=force)
@@ -89,7 +97,6 @@ def quantise(
     with new_folder(output, force=force) as folder:
         write_bundle(folder, manifest, contents)
         found = _compare(bundle, read_bundle(folder), material, progress)
-        limit = MAXIMUM_INCREASE[precision] if maximum_increase is None else maximum_increase
         if found.upper_increase > limit and not force:
             raise ParityError(
                 f"{precision} may raise the loss by {100 * found.upper_increase:.3f} %, more than {100 * limit:g} % "
@@ -98,7 +105,7 @@ def quantise(
             )
         split = material.name if material.name != OWN_TEXT else "64 streams"
         manifest = replace(golden.record(read_bundle(folder)), metrics=(*manifest.metrics, *found.metrics(split)))
-        title = str(tomllib.loads(manifest.provenance.recipe).get("title", ""))
+        title = _title(manifest)
         notes = model_card.notes_of(card, bundle.manifest, title)
         contents[CARD_FILE] = model_card.write(manifest, title, notes).encode()
         write_bundle(folder, manifest, contents)
@@ -128,7 +135,9 @@ def round_graph(content: bytes, role: str, manifest: Manifest, block_size: int) 
     if manifest.precision == "fp16":
         store_half(model.graph)
     else:
-        bounded = {} if role == "encoder" else {pair.input: 1.0 for pair in manifest.state if pair.input[0] != "c"}
+        states = [] if role == "encoder" else [pair for pair in manifest.state if pair.input[0] != "c"]
+        # Outputs too: what a GRU's nodes compute is not bounded node by node.
+        bounded = {name: 1.0 for pair in states for name in (pair.input, pair.output)}
         bounded |= {item.name: 1.0 for item in manifest.memory if item.name == "memory"}
         four = manifest.precision == "int4"
         Rewriter(model.graph, bounded, BlockProducts(block_size) if four else StaticProducts()).run()
@@ -139,6 +148,13 @@ def round_graph(content: bytes, role: str, manifest: Manifest, block_size: int) 
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _title(manifest: Manifest) -> str:
+    try:
+        return str(tomllib.loads(manifest.provenance.recipe).get("title", ""))
+    except tomllib.TOMLDecodeError:  # a bundle from elsewhere
+        return ""
 
 
 def _compare(original: Bundle, rounded: Bundle, material: Material, progress: Progress) -> Comparison:

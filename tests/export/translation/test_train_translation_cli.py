@@ -164,7 +164,8 @@ def test_each_run_is_exported_by_its_task(trained: Path, finished: Path, tmp_pat
     assert answer.code == 0, answer.err
     assert "try: rnn-edge generate" in answer.err
     assert read_bundle(tmp_path / "lm").manifest.task == "language-model"
-    answer = cli("export", trained / "run", "-o", tmp_path / "half", "--precision", "fp16")
+    options = ("--precision", "fp16", "--data", trained / "pairs.tsv")
+    answer = cli("export", trained / "run", "-o", tmp_path / "half", *options)
     assert answer.code == 0, answer.err
     assert "try: rnn-edge translate" in answer.err
     manifest = read_bundle(tmp_path / "half").manifest

@@ -1,4 +1,4 @@
-"""From a translator to a bundle: parity, what the graphs and the manifest say, fp16, sabotage."""
+"""From a translator to a bundle: parity, what the graphs and the manifest say, sabotage."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_the_manifest(chosen: Exported, exported: Export) -> None:
 def test_dot_attention_has_no_keys_of_its_own(make_source: MakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(translation_export, "decoder_graph", lambda *_: b"")
     source = make_source("word", attention="dot", layers=1)
-    manifest, contents = source.draft("tiny", "cell", "fp32")
+    manifest, contents = source.draft("tiny", "cell")
     assert manifest.memory == (MemoryTensor("memory", 12),)
     graph = onnx.load_model_from_string(contents["encoder.onnx"]).graph
     assert [item.name for item in graph.output] == ["memory", "h0", "c0"]
@@ -239,7 +239,7 @@ def test_dot_attention_has_no_keys_of_its_own(make_source: MakeSource, monkeypat
 def test_the_longest_source_is_that_of_the_data(make_source: MakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
     for graph in ("encoder_graph", "decoder_graph"):
         monkeypatch.setattr(translation_export, graph, lambda *_: b"")
-    spec = make_source(longest=37).draft("tiny", "cell", "fp32")[0].source
+    spec = make_source(longest=37).draft("tiny", "cell")[0].source
     assert spec is not None
     assert spec.longest == 37
 
@@ -372,42 +372,6 @@ def test_a_mask_that_lets_padding_through_is_found(chosen: Exported, tmp_path: P
     replace_file(folder, "decoder.onnx", _edited(chosen.bundle.graph("decoder"), loosen))
     with pytest.raises(ParityError, match="decoder: logits"):
         check_parity(chosen.source.model, read_bundle(folder))
-
-
-def test_half_precision_halves_the_files(make_source: MakeSource, tmp_path: Path) -> None:
-    source = make_source("subword", std=0.2, cell="gru", attention="dot", embedding=48, encoder_hidden=32, hidden=64)
-    plain = {name: parameter.clone() for name, parameter in source.model.named_parameters()}
-    bundle, checks = export_bundle(source, tmp_path / "b", name="tiny", precision="fp16")
-    # The model itself is rounded, so that what is verified is what is stored.
-    for name, parameter in source.model.named_parameters():
-        assert torch.equal(parameter, plain[name].half().float())
-    assert any(not torch.equal(parameter, plain[name]) for name, parameter in source.model.named_parameters())
-    assert all(check.passed for check in checks)
-    assert bundle.manifest.precision == "fp16"
-    assert all(finding.passed for finding in _findings(bundle.path).values())
-    for role in ("encoder", "decoder"):
-        graph = onnx.load_model_from_string(bundle.graph(role))
-        floats = [item for item in graph.graph.initializer if item.data_type == onnx.TensorProto.FLOAT]
-        halves = [item for item in graph.graph.initializer if item.data_type == onnx.TensorProto.FLOAT16]
-        assert all(np.prod(item.dims) < 256 for item in floats)
-        whole = 4 * sum(int(np.prod(item.dims)) for item in [*floats, *halves])
-        assert len(bundle.graph(role)) < 0.55 * whole
-
-
-def test_half_precision_of_folded_biases(make_source: MakeSource, tmp_path: Path) -> None:
-    """Biases of 256 values and more are stored in half precision; the cell lowering adds two of them up before."""
-    source = make_source("subword", std=0.2, encoder_hidden=32, hidden=64, layers=1)
-    _, checks = export_bundle(source, tmp_path / "b", name="tiny", lowering="cell", precision="fp16")
-    assert all(check.passed for check in checks)
-
-
-def test_weights_that_half_precision_cannot_hold(make_source: MakeSource, tmp_path: Path) -> None:
-    source = make_source()
-    source.model.combine.bias[3] = 70000
-    with pytest.raises(ParityError, match=r"combine\.bias has values") as caught:
-        export_bundle(source, tmp_path / "b", name="tiny", precision="fp16")
-    assert "fp32" in caught.value.hint
-    assert names(tmp_path) == []
 
 
 @pytest.mark.slow
