@@ -1,8 +1,10 @@
 """``rnn-edge bench``."""
 
+import importlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -41,6 +43,13 @@ def bench(
     threads: Annotated[str, typer.Option("-t", "--threads", help="CPU threads.", metavar="<int,...>")] = "1",
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="Sentences to translate, one a line, instead of random words.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Each bundle in these too, made for the occasion; needs what exporting needs.",
+            metavar="fp32|fp16|int8|int4,...",
+        ),
     ] = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="How often, after one to warm up.")] = 5,
     device: DeviceOption = "auto",
@@ -91,20 +100,49 @@ def bench(
         check_batch(bundle.manifest, max(lengths.batches), min(max(lengths.prompts), source.longest) if source else 0)
     names = [bundle.path.name for bundle in found]
     works: list[Work] = []
-    with render.progress("loading", quiet=quiet) as progress:
-        for index, bundle in enumerate(found):
-            name = names[index] if names.count(names[index]) == 1 else str(bundle.path)
-            for count in counts:
-                works += _works(bundle, name, device, count, lengths, sentences)
-            progress(index + 1, len(found))
-    bench = Bench(works)
-    try:
-        with render.progress("measuring", quiet=quiet) as progress:
-            bench.run(repetitions, progress)
-    finally:
-        results = list(bench.results())
-        if results:
-            show(describe(), results, output_format)
+    with tempfile.TemporaryDirectory(prefix="rnn-edge-") as scratch:
+        with render.progress("loading", quiet=quiet) as progress:
+            for index, bundle in enumerate(found):
+                name = names[index] if names.count(names[index]) == 1 else str(bundle.path)
+                for variant in _variants(bundle, precision, Path(scratch) / str(index)):
+                    for count in counts:
+                        works += _works(variant, name, device, count, lengths, sentences)
+                progress(index + 1, len(found))
+        bench = Bench(works)
+        try:
+            with render.progress("measuring", quiet=quiet) as progress:
+                bench.run(repetitions, progress)
+        finally:
+            results = list(bench.results())
+            if results:
+                show(describe(), results, output_format)
+
+
+def _variants(bundle: "Bundle", precisions: str | None, folder: Path) -> "list[Bundle]":
+    """The bundle in each of the precisions, itself where it has one of them.
+
+    Raises:
+        BundleError: it is rounded already.
+        InvalidValueError: a precision that there is not.
+        MissingDependencyError: the workstation side is not installed.
+    """
+    from rnn_edge.manifest import Precision
+
+    if precisions is None:
+        return [bundle]
+    # By name, as commands of the workstation are: this side imports nothing of it.
+    workstation = importlib.import_module("rnn_edge_export.cli").workstation
+    found = []
+    for name in dict.fromkeys(part.strip() for part in precisions.split(",")):
+        if name not in get_args(Precision):
+            raise InvalidValueError(f"--precision {name} is unknown", f"use {', '.join(get_args(Precision))}")
+        if name == bundle.manifest.precision:
+            found.append(bundle)
+            continue
+        with workstation():
+            quantise = importlib.import_module("rnn_edge_export.quantisation.quantise")
+            found.append(quantise.write_unmeasured(bundle, folder / name, name))
+    return found
 
 
 def _works(

@@ -9,7 +9,14 @@ import typer
 
 from rnn_edge.errors import InvalidValueError
 from rnn_edge_export.cli import workstation
-from rnn_edge_export.cli.quantize import BlockOption, DataOption, IncreaseOption, known_precision, quantise_to
+from rnn_edge_export.cli.quantize import (
+    BlockOption,
+    DataOption,
+    IncreaseOption,
+    known_precision,
+    quantise_to,
+    read_material,
+)
 
 if TYPE_CHECKING:
     from rnn_edge_export.language_model.export import LanguageModelSource
@@ -32,7 +39,9 @@ def export(
     block_size: BlockOption = 32,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; else that of its folder.")] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown to add to the model card.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing bundle, and take one that loses too much.")
+    ] = False,
 ) -> None:
     """Export a run as a verified bundle.
 
@@ -42,18 +51,26 @@ def export(
     if lowering not in ("operator", "cell"):
         raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")
     with workstation():
-        if precision != "fp32":
-            known_precision(precision)
         from rnn_edge.bundle import read_bundle
         from rnn_edge.files import check_output
         from rnn_edge.render import show_checks
         from rnn_edge.text_files import read_text
         from rnn_edge_export.onnx_export import check_replaceable, export_bundle
+        from rnn_edge_export.quantisation.quantise import check_block_size, check_material
 
+        if precision != "fp32":
+            known_precision(precision)
+            check_block_size(block_size)
+        elif data or max_loss_increase is not None:
+            raise InvalidValueError(
+                "--data and --max-loss-increase are for other precisions than fp32", "leave them out"
+            )
         source = _load(run)
         if notes:
             source = replace(source, notes=read_text(notes, "utf-8")[0])
         name = name or output.resolve().name
+        if precision != "fp32":  # before the work rather than after it
+            check_material(source.recipe.task, read_material(source.recipe.task, data, "utf-8"))
         check_replaceable(output, force=force)
         check_output(output, force=force, folder=True)
         with tempfile.TemporaryDirectory(prefix="rnn-edge-") as scratch:

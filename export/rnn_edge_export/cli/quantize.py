@@ -10,7 +10,7 @@ from rnn_edge_export.cli import workstation
 
 if TYPE_CHECKING:
     from rnn_edge.bundle import Bundle
-    from rnn_edge.manifest import Precision
+    from rnn_edge.manifest import Precision, Task
     from rnn_edge_export.quantisation.quantise import Material
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -95,7 +95,7 @@ def quantise_to(
     from rnn_edge_export.quantisation.gate import WANTED_TOKENS, step_seconds
     from rnn_edge_export.quantisation.quantise import quantise
 
-    material = _material(bundle, data, encoding)
+    material = read_material(bundle.manifest.task, data, encoding)
     with render.progress("comparing with the original") as progress:
         rounded, found = quantise(
             bundle,
@@ -130,14 +130,15 @@ def quantise_to(
     render.note(f"wrote {output}")
 
 
-def _material(bundle: "Bundle", data: list[Path] | None, encoding: str) -> "Material":
+def read_material(task: "Task", data: list[Path] | None, encoding: str) -> "Material":
+    """What the rounded model is measured on, from the files given."""
     from rnn_edge.text_files import read_pairs, read_text
     from rnn_edge_export.quantisation.quantise import Material
 
     if not data:
         return Material()
     names = " and ".join(path.name for path in data)
-    if bundle.manifest.task == "translation":
+    if task == "translation":
         if len(data) > 2:
             raise InvalidValueError(f"--data names {len(data)} files", "give a TSV file, or a source and a target file")
         return Material(names, pairs=read_pairs(data, encoding)[0])

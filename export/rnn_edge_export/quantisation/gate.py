@@ -7,7 +7,7 @@ approximation, 95 %.
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -62,8 +62,9 @@ class Comparison:
         """The upper end of its 95 % interval."""
         return self.increase + self.half_width
 
-    def metrics(self, split: str) -> tuple[Metric, ...]:
+    def metrics(self) -> tuple[Metric, ...]:
         """For the manifest."""
+        split = "as given" if self.data != OWN_TEXT else f"{_STREAMS} streams"
         how = f"against the original, {self.tokens:,} tokens"
         half = 100 * self.half_width
         return (
@@ -130,27 +131,26 @@ def compare_language_models(
         raise DataError(f"{data} has {len(ids)} tokens", f"give at least {2 * _STREAMS}, better {WANTED_TOKENS:,}")
     steppers = original.graph.stepper(_STREAMS), rounded.graph.stepper(_STREAMS)
     sums = _Sums()
-    source = _own_text(original) if ids is None else _streams(ids)
-    tokens, choose = next(source)
-    steps = -(-WANTED_TOKENS // _STREAMS) if ids is None else min(len(ids) // _STREAMS - 1, WANTED_TOKENS)
+    tokens, choose = _own_text(original) if ids is None else _streams(ids)
+    steps = -(-WANTED_TOKENS // _STREAMS) if ids is None else min(len(ids), 4 * WANTED_TOKENS) // _STREAMS - 1
     for step in range(steps):
         logits = [stepper.step(tokens) for stepper in steppers]
         tokens = choose(step, logits[0])
         sums.add(logits[0], logits[1], tokens, np.arange(_STREAMS) + _STREAMS * (step // _PIECE))
-        if step % 50 == 0:
-            progress(step, steps)
+        progress(step + 1, steps)
     return sums.comparison(data)
 
 
 _Choose = Callable[[int, Logits], NDArray[np.int64]]
 
 
-def _streams(ids: Sequence[int]) -> Iterator[tuple[NDArray[np.int64], _Choose]]:
+def _streams(ids: Sequence[int]) -> tuple[NDArray[np.int64], _Choose]:
+    """The first tokens of the streams, and what follows in them."""
     table = np.array(ids[: len(ids) // _STREAMS * _STREAMS]).reshape(_STREAMS, -1)
-    yield table[:, 0], lambda step, _: table[:, step + 1]
+    return table[:, 0], lambda step, _: table[:, step + 1]
 
 
-def _own_text(model: LanguageModel) -> Iterator[tuple[NDArray[np.int64], _Choose]]:
+def _own_text(model: LanguageModel) -> tuple[NDArray[np.int64], _Choose]:
     size = model.tokenizer.vocabulary_size
 
     def draw(step: int, logits: Logits) -> NDArray[np.int64]:
@@ -158,7 +158,7 @@ def _own_text(model: LanguageModel) -> Iterator[tuple[NDArray[np.int64], _Choose
         chosen: NDArray[np.int64] = (logits + noise).argmax(axis=1)
         return chosen
 
-    yield np.full(_STREAMS, model.manifest.special_ids.start or 0), draw
+    return np.full(_STREAMS, model.manifest.special_ids.start or 0), draw
 
 
 def step_seconds(original: Bundle, rounded: Bundle) -> tuple[float, float]:

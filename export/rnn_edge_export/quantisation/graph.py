@@ -88,10 +88,6 @@ class GraphWriter:
             self._shared.setdefault(key, name)
         return name
 
-    def keep(self, name: str, value: Array) -> None:
-        """A constant of the old graph that copied nodes still read."""
-        self._constants.setdefault(name, value)
-
     def finish(self, graph: onnx.GraphProto, constants: dict[str, Array]) -> None:
         """Put the new nodes into a graph, without those that nothing reads; old constants that are read stay."""
         needed = {item.name for item in graph.output}

@@ -11,7 +11,7 @@ from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.errors import BundleError, DataError, InvalidValueError, ParityError
 from rnn_edge.files import new_folder
 from rnn_edge.language_model import LanguageModel
-from rnn_edge.manifest import Manifest, Precision
+from rnn_edge.manifest import Manifest, Precision, Task
 from rnn_edge.stepper import graph_metadata
 from rnn_edge.tokenizer import load_tokenizer
 from rnn_edge_export import golden, model_card
@@ -68,9 +68,6 @@ def quantise(
         ParityError: it loses too much.
         RnnEdgeError: ``output`` exists without ``force``, or cannot be written.
     """
-    check_source(bundle, precision)
-    if block_size not in BLOCK_SIZES:
-        raise InvalidValueError(f"block size is {block_size}", f"use one of {', '.join(map(str, BLOCK_SIZES))}")
     limit = MAXIMUM_INCREASE[precision] if maximum_increase is None else maximum_increase
     if not limit >= 0:  # nan is not, either
         raise InvalidValueError(f"the loss may rise by {100 * limit:g} %", "give 0 or more with --max-loss-increase")
@@ -78,22 +75,10 @@ def quantise(
         raise InvalidValueError(
             f"{output} is the bundle itself", "choose another folder: keep what others are made from"
         )
-    if bundle.manifest.task == "translation" and not material.pairs:
-        raise DataError("a translator's loss is measured on sentence pairs", "give some with --data")
+    check_material(bundle.manifest.task, material)
     check_replaceable(output, force=force)
-    manifest = replace(
-        bundle.manifest,
-        name=name,
-        precision=precision,
-        lowering=bundle.manifest.lowering if precision == "fp16" else "cell",
-        golden=(),
-        golden_translations=(),
-        versions=versions(),
-    )
-    contents = {file: bundle.read(file) for file in bundle.manifest.files}
+    manifest, contents = _draft(bundle, precision, name, block_size)
     card = contents.pop(CARD_FILE, b"").decode("utf-8", errors="replace")
-    for role, file in manifest.graphs.items():
-        contents[file] = round_graph(contents[file], role, manifest, block_size)
     with new_folder(output, force=force) as folder:
         write_bundle(folder, manifest, contents)
         found = _compare(bundle, read_bundle(folder), material, progress)
@@ -103,13 +88,35 @@ def quantise(
                 f"(measured {100 * found.increase:.3f} % on {found.tokens:,} tokens)",
                 "allow more with --max-loss-increase, take it anyway with --force, or keep more bits",
             )
-        split = material.name if material.name != OWN_TEXT else "64 streams"
-        manifest = replace(golden.record(read_bundle(folder)), metrics=(*manifest.metrics, *found.metrics(split)))
+        manifest = replace(golden.record(read_bundle(folder)), metrics=(*manifest.metrics, *found.metrics()))
         title = _title(manifest)
         notes = model_card.notes_of(card, bundle.manifest, title)
         contents[CARD_FILE] = model_card.write(manifest, title, notes).encode()
         write_bundle(folder, manifest, contents)
     return read_bundle(output), found
+
+
+def write_unmeasured(bundle: Bundle, folder: Path, precision: Precision) -> Bundle:
+    """A bundle with rounded weights, for measuring speed: not compared with the original, without golden transcripts.
+
+    Raises:
+        BundleError: the bundle is rounded already.
+    """
+    folder.mkdir(parents=True)
+    write_bundle(folder, *_draft(bundle, precision, bundle.manifest.name, DEFAULT_BLOCK_SIZE))
+    return read_bundle(folder)
+
+
+def check_material(task: Task, material: Material) -> None:
+    """Raises DataError where a translator has no pairs to be measured on."""
+    if task == "translation" and not material.pairs:
+        raise DataError("a translator's loss is measured on sentence pairs", "give some with --data")
+
+
+def check_block_size(block_size: int) -> None:
+    """Raises InvalidValueError for a size that MatMulNBits does not know."""
+    if block_size not in BLOCK_SIZES:
+        raise InvalidValueError(f"block size is {block_size}", f"use one of {', '.join(map(str, BLOCK_SIZES))}")
 
 
 def check_source(bundle: Bundle, precision: Precision) -> None:
@@ -148,6 +155,25 @@ def round_graph(content: bytes, role: str, manifest: Manifest, block_size: int) 
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _draft(bundle: Bundle, precision: Precision, name: str, block_size: int) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest before there are hashes and golden transcripts, and every file."""
+    check_source(bundle, precision)
+    check_block_size(block_size)
+    manifest = replace(
+        bundle.manifest,
+        name=name,
+        precision=precision,
+        lowering=bundle.manifest.lowering if precision == "fp16" else "cell",
+        golden=(),
+        golden_translations=(),
+        versions=versions(),
+    )
+    contents = {file: bundle.read(file) for file in bundle.manifest.files}
+    for role, file in manifest.graphs.items():
+        contents[file] = round_graph(contents[file], role, manifest, block_size)
+    return manifest, contents
 
 
 def _title(manifest: Manifest) -> str:
