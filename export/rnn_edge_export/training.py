@@ -39,6 +39,7 @@ from rnn_edge_export.task import Evaluation, Task
 from rnn_edge_export.training_events import FinishedEvent, StepEvent, TrainingEvent, ValidationEvent
 
 _LOG_INTERVAL = 10
+_RELEASE_INTERVAL = 50
 
 BatchT = TypeVar("BatchT")
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -94,6 +95,8 @@ class Trainer(Generic[BatchT, ModelT]):
             self._loss_sum += loss
             tokens += count
             step = self.progress.step
+            if step % _RELEASE_INTERVAL == 0:
+                release_freed_memory()
             if step % _LOG_INTERVAL == 0 or step == self.total_steps:
                 now = time.perf_counter()
                 # Batches differ in size: what is left is told from all steps so far, the speed from the last ones.
@@ -104,7 +107,6 @@ class Trainer(Generic[BatchT, ModelT]):
                 pause = time.perf_counter()
                 yield self._validate()
                 self._save()
-                release_freed_memory()
                 pause = time.perf_counter() - pause
                 clock, began = clock + pause, began + pause  # tokens/s are of training alone
                 if self._is_stale():
