@@ -30,7 +30,10 @@ class Rewriter:
     """Writes one graph anew; make one for each."""
 
     def __init__(self, graph: onnx.GraphProto, bounded_inputs: dict[str, float], recurrent: Products) -> None:
-        """``recurrent`` computes all products but the output layer's, which has eight bits always."""
+        """``recurrent`` computes the products of cells; all others have eight bits.
+
+        In four, the readout of a translator alone was measured to cost far more than all its cells.
+        """
         self._graph = graph
         self._reader = GraphReader(graph)
         self._bounds = find_bounds(self._reader, bounded_inputs)
@@ -116,9 +119,15 @@ class Rewriter:
             assert bias is not None
             writer.add("Add", [y, writer.constant(bias, "bias")], output=output)
             return
-        last = output in {item.name for item in self._graph.output}
-        products = self._static if last else self._recurrent
+        products = self._recurrent if self._is_of_cell(node.input[0], output) else self._static
         products.add(writer, [x], np.ascontiguousarray(weight, np.float32), bias, output)
+
+    def _is_of_cell(self, given: str, output: str) -> bool:
+        """Whether a product is a cell's, in the ``cell`` lowering: it reads a state, or gates are split from it."""
+        producer = self._reader.producers.get(given)
+        read = {given, *(producer.input if producer is not None and producer.op_type == "Concat" else ())}
+        split = any(node.op_type == "Split" for node in self._reader.consumers(output))
+        return split or not read.isdisjoint(item.name for item in self._graph.input)
 
     def _lookup(self, node: onnx.NodeProto) -> None:
         """Rows of an embedding; the scale that the network puts on them is part of the rows' own."""

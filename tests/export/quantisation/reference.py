@@ -200,7 +200,7 @@ def language_model_step(
     return found | {"logits": product(last, output) + numpy_of(model.output.bias)}
 
 
-def encoded(model: EncoderDecoder, source: Array, lengths: Array, bits: Bits, seen: Feeds) -> Feeds:
+def encoded(model: EncoderDecoder, source: Array, lengths: Array, seen: Feeds) -> Feeds:
     """What an encoder leaves for sources [B, S]. ``seen`` is what the graph found: keys are made of its memory."""
     recipe = model.recipe
     table = round_table(numpy_of(model.source_embedding.weight), recipe.embedding**0.5)
@@ -217,12 +217,12 @@ def encoded(model: EncoderDecoder, source: Array, lengths: Array, bits: Bits, se
     found: Feeds = {"memory": memory}
     if isinstance(model.attention, GeneralAttention):
         values = Part(seen["memory"].reshape(rows * steps, -1), 1.0)
-        keys = product([values], numpy_of(model.attention.key.weight).T)  # an output of the graph: eight bits
+        keys = product([values], numpy_of(model.attention.key.weight).T)  # outside of cells: eight bits
         found["keys"] = keys.reshape(rows, steps, -1)
     for index, bridge in enumerate(model.bridge):
         assert isinstance(bridge, nn.Linear)
-        last = recipe.cell == "lstm"  # c is an output of the graph
-        c = product([Part(summary, 1.0)], numpy_of(bridge.weight).T, "int8" if last else bits) + numpy_of(bridge.bias)
+        last = recipe.cell == "lstm"
+        c = product([Part(summary, 1.0)], numpy_of(bridge.weight).T) + numpy_of(bridge.bias)
         found |= {f"h{index}": np.tanh(c)} | ({f"c{index}": c} if last else {})
     return found | ({"feed": np.zeros((rows, recipe.embedding))} if recipe.input_feeding else {})
 
@@ -270,10 +270,10 @@ def decoder_step(
         found |= dict(zip((f"h{index}_next", f"c{index}_next"), new, strict=False))
         h = seen[f"h{index}_next"]
         if index == 0:
-            context, found["attention"] = _attend(model, h, feeds, bits)
+            context, found["attention"] = _attend(model, h, feeds)
         parts = [Part(h, 1.0), Part(context, 1.0)] if index == 0 and recipe.layers > 1 else [Part(h, 1.0)]
     combine = numpy_of(model.combine.weight).T
-    readout = np.tanh(product([Part(h, 1.0), Part(context, 1.0)], combine, bits) + numpy_of(model.combine.bias))
+    readout = np.tanh(product([Part(h, 1.0), Part(context, 1.0)], combine) + numpy_of(model.combine.bias))
     if recipe.input_feeding:
         found["feed_next"] = readout
         readout = seen["feed_next"]
@@ -281,12 +281,12 @@ def decoder_step(
     return found | {"logits": logits}
 
 
-def _attend(model: EncoderDecoder, h: Array, feeds: Feeds, bits: Bits) -> tuple[Array, Array]:
+def _attend(model: EncoderDecoder, h: Array, feeds: Feeds) -> tuple[Array, Array]:
     memory = feeds["memory"].astype(np.float64)
     keys = feeds.get("keys", feeds["memory"]).astype(np.float64)
     attention = model.attention
     if isinstance(attention, BahdanauAttention):
-        asked = product([Part(h, 1.0)], numpy_of(attention.query.weight).T, bits) + numpy_of(attention.query.bias)
+        asked = product([Part(h, 1.0)], numpy_of(attention.query.weight).T) + numpy_of(attention.query.bias)
         scores = np.tanh(asked[:, None] + keys) @ numpy_of(attention.score.weight)[0]
     else:
         scores = np.einsum("bk,bsk->bs", h.astype(np.float64), keys) / np.sqrt(model.recipe.hidden)

@@ -84,7 +84,7 @@ def test_eight_bits_compute_what_the_equations_say(draft_translator: DraftTransl
     changed, (source, lengths) = _as(manifest, "int8"), _sources(manifest)
     found = _encode(rounded(contents, "encoder", changed), source, lengths)
     differences = Differences()
-    differences.add(_unpadded(found, lengths), _unpadded(encoded(model, source, lengths, "int8", found), lengths))
+    differences.add(_unpadded(found, lengths), _unpadded(encoded(model, source, lengths, found), lengths))
     differences.check(rare=5e-3)
     differences = Differences()
     given = found | {"source_lengths": lengths}
@@ -127,7 +127,7 @@ def test_four_bits_compute_what_the_equations_say(draft_translator: DraftTransla
     model, manifest, contents = draft_translator(combination, EMBEDDING)
     changed, (source, lengths) = _as(manifest, "int4"), _sources(manifest)
     found = _encode(rounded(contents, "encoder", changed), source, lengths)
-    expected = _unpadded(encoded(model, source, lengths, "int4", found), lengths)
+    expected = _unpadded(encoded(model, source, lengths, found), lengths)
     for name, value in _unpadded(found, lengths).items():
         assert np.abs(value - expected[name]).max() < 0.02, name
     largest: dict[Bits, float] = {"int4": 0, "int8": 0}
