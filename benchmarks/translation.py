@@ -10,8 +10,10 @@ take turns on the same sentences, greedy and with a beam of 5, one by one and in
 - PyTorch, written-out cell: the step with its gates as one product;
 - PyTorch, compiled (with ``--compile``): the same through torch.compile with dynamic shapes.
 
+With ``--precision int8`` the same bundle in eight bits takes part too.
+
 The search is the project's own for all of them, so that only the network's runtime differs; all translations are
-compared. Prints sentences/s and words/s (of the translations) and the ratio to the fastest PyTorch, with the targets:
+compared. Prints sentences/s and source words/s and the ratio to the fastest PyTorch, with the targets:
 at least 2.5 one by one, at least 1.2 in batches, and 150 sentences/s greedy in batches.
 """
 
@@ -35,6 +37,7 @@ from rnn_edge.stepper import LENGTHS, Logits
 from rnn_edge.translation import TranslationOptions
 from rnn_edge.translator import Translator
 from rnn_edge_export.onnx_export import export_bundle
+from rnn_edge_export.quantisation.quantise import write_unmeasured
 from rnn_edge_export.recipe import TranslationRecipe
 from rnn_edge_export.run import load_run
 from rnn_edge_export.translation.export import load_source
@@ -53,6 +56,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--one-by-one", type=int, default=100, help="sentences where they are translated one by one")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=("int8", "int4"), help="the bundle in this precision too")
     parser.add_argument("--compile", action="store_true", help="also through torch.compile, which takes minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,9 +66,12 @@ def main() -> None:
     assert isinstance(content.recipe, TranslationRecipe)
     source = load_source(options.run, content, content.recipe)
     with tempfile.TemporaryDirectory() as folder:
-        export_bundle(source, Path(folder) / "bundle", name="bundle")
-        ours = Translator.load(Path(folder) / "bundle", device="cpu", threads=1)
-    contenders = {OURS: ours}
+        bundle, _ = export_bundle(source, Path(folder) / "bundle", name="bundle")
+        ours = Translator.load(bundle.path, device="cpu", threads=1)
+        contenders = {OURS: ours}
+        if options.precision:
+            rounded = write_unmeasured(bundle, Path(folder) / "rounded", options.precision)
+            contenders[f"{OURS}, {options.precision}"] = Translator.load(rounded.path, device="cpu", threads=1)
     peers: dict[str, ModuleStep | CellStep] = {
         "PyTorch, nn.LSTM": ModuleStep(source.model),
         "PyTorch, written-out cell": CellStep(source.model),
@@ -82,7 +89,7 @@ def main() -> None:
         for batch in (1, 32):
             some = sentences if batch > 1 else sentences[: options.one_by_one]
             rows += compare(contenders, some, TranslationOptions(beam=beam, batch_size=batch), options.rounds)
-    headings = ("search", "contender", "sentences/s", "words/s", "× fastest PyTorch", "target", "result")
+    headings = ("search", "contender", "sentences/s", "source words/s", "× fastest PyTorch", "target", "result")
     print(table(headings, rows))
 
 
@@ -100,12 +107,14 @@ def compare(
             if index:
                 seconds[name].append(perf_counter() - started)
     differing = {name: sum(a != b for a, b in zip(found, texts[OURS], strict=True)) for name, found in texts.items()}
-    fastest = min((name for name in contenders if name != OURS), key=lambda name: statistics.median(seconds[name]))
+    fastest = min(
+        (name for name in contenders if not name.startswith(OURS)), key=lambda name: statistics.median(seconds[name])
+    )
     search = f"{'greedy' if options.beam == 1 else f'beam {options.beam}'}, {options.batch_size} at once"
     rows: list[Sequence[str]] = []
     for name, values in seconds.items():
         rate = len(sentences) / statistics.median(values)
-        words = sum(len(text.split()) for text in texts[name]) / statistics.median(values)
+        words = sum(len(text.split()) for text in sentences) / statistics.median(values)
         relative = statistics.median(b / a for a, b in zip(values, seconds[fastest], strict=True))
         target = TARGETS[options.batch_size]
         passed = relative >= target
