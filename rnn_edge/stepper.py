@@ -68,6 +68,11 @@ class StepGraph:
         self.device = session_device(self.session)
         self.threads = threads or 1
 
+    @property
+    def place(self) -> str:
+        """Device and threads, to be shown."""
+        return self.device if self.threads == 1 else f"{self.device}, {self.threads} threads"
+
     def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:
         """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
         return Stepper(self, batch, memory)

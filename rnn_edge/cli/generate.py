@@ -127,7 +127,7 @@ def generate(
     if not single:
         from rnn_edge.cli import batches
 
-        place = model.graph.device
+        place = model.graph.place
         if input_file:
             prompts = batches.Prompts(input_file)
             batch = model.generate_batch(prompts, batch_size=batch_size, state=state, **keywords)
@@ -164,6 +164,6 @@ def generate(
     if save_state:
         write_state(save_state, generation.state(), model.manifest)
     if not quiet:
-        render.note(render.summary(end.timings, loaded, model.graph.device, generation.seed))
+        render.note(render.summary(end.timings, loaded, model.graph.place, generation.seed))
     if end.finish_reason == "interrupt":
         raise typer.Exit(130)

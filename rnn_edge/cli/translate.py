@@ -161,7 +161,7 @@ def _stream(
         assert event.timings is not None
         if not quiet:
             seed = stream.seed if options.sampling else None
-            render.note(render.translation_summary(event.timings, loaded, translator.graphs.device, seed))
+            render.note(render.translation_summary(event.timings, loaded, translator.graphs.decoder.place, seed))
         if event.finish_reason == "interrupt":
             return 130
     return 0
@@ -197,7 +197,7 @@ def _lines(
         _warn_of_cut(translator, cut)
     if not quiet:
         render.note(
-            f"{lines:,} lines, {sentences:,} sentences in {seconds:.1f} s on {translator.graphs.device}: "
+            f"{lines:,} lines, {sentences:,} sentences in {seconds:.1f} s on {translator.graphs.decoder.place}: "
             f"{sentences / seconds:,.1f} sentences/s, {words / seconds:,.0f} words/s"
         )
     return 0
