@@ -69,8 +69,9 @@ def export(
         if notes:
             source = replace(source, notes=read_text(notes, "utf-8")[0])
         name = name or output.resolve().name
+        material = read_material(source.recipe.task, data, "utf-8")
         if precision != "fp32":  # before the work rather than after it
-            check_material(source.recipe.task, read_material(source.recipe.task, data, "utf-8"))
+            check_material(source.recipe.task, material)
         check_replaceable(output, force=force)
         check_output(output, force=force, folder=True)
         with tempfile.TemporaryDirectory(prefix="rnn-edge-") as scratch:
@@ -89,10 +90,9 @@ def export(
                     output,
                     known_precision(precision),
                     name,
-                    data,
+                    material,
                     max_loss_increase,
                     block_size,
-                    "utf-8",
                     force=force,
                 )
                 bundle = read_bundle(output)

@@ -55,15 +55,15 @@ def quantize(
     with workstation():
         from rnn_edge.bundle import open_bundle
 
+        found = open_bundle(bundle)
         quantise_to(
-            open_bundle(bundle),
+            found,
             output,
             known_precision(precision),
             name or output.resolve().name,
-            data,
+            read_material(found.manifest.task, data, encoding),
             max_loss_increase,
             block_size,
-            encoding,
             force=force,
         )
 
@@ -83,10 +83,9 @@ def quantise_to(
     output: Path,
     precision: "Precision",
     name: str,
-    data: list[Path] | None,
+    material: "Material",
     max_loss_increase: float | None,
     block_size: int,
-    encoding: str,
     *,
     force: bool,
 ) -> None:
@@ -95,7 +94,6 @@ def quantise_to(
     from rnn_edge_export.quantisation.gate import WANTED_TOKENS, step_seconds
     from rnn_edge_export.quantisation.quantise import quantise
 
-    material = read_material(bundle.manifest.task, data, encoding)
     with render.progress("comparing with the original") as progress:
         rounded, found = quantise(
             bundle,
