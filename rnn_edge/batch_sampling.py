@@ -9,7 +9,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_edge.sampling import Logits, SamplingOptions, gumbel_noise_of_streams
+from rnn_edge.noise import gumbel_noise_of_streams
+from rnn_edge.sampling import Logits, SamplingOptions
 
 _BLOCK = 65536  # values of noise drawn at once: what a draw costs beside its values is then a tenth
 _CHUNK = 65536  # and of these so many in one go, since each takes about a hundred bytes on its way

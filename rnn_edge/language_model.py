@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Unpack
 
 from rnn_edge.bundle import Bundle, open_bundle, require_task
+from rnn_edge.chooser import DEPTH
 from rnn_edge.errors import InvalidValueError, UnknownTokenError
 from rnn_edge.events import Event
 from rnn_edge.manifest import Manifest
+from rnn_edge.noise import Noise
 from rnn_edge.placement import Threads, place
 from rnn_edge.providers import Device
 from rnn_edge.sampling import Sampler, log_probability
@@ -21,6 +24,8 @@ from rnn_edge.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from rnn_edge.batch_generation import BatchGeneration
+
+_BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
 
 
 class LanguageModel:
@@ -84,7 +89,7 @@ class LanguageModel:
         stepper = self.graph.stepper()
         if state:
             stepper.load(state)
-        return Generation(stepper, text, options)
+        return Generation(self.graph, stepper, text, options)
 
     def generate_batch(
         self,
@@ -186,12 +191,14 @@ class LanguageModel:
 class Generation(Iterator[Event]):
     """One text in the making: iterate for events, ``cancel`` to end it, ``state`` for where it stands."""
 
-    def __init__(self, stepper: Stepper, text: TextStream, options: TextOptions) -> None:
+    def __init__(self, graph: StepGraph, stepper: Stepper, text: TextStream, options: TextOptions) -> None:
         self.seed = options.seed
+        self._graph = graph
         self._stepper = stepper
         self._text = text
         self._options = options
         self._cancelled = False
+        self._state_now = stepper.state
         self._events = self._run()
 
     def __next__(self) -> Event:
@@ -203,28 +210,73 @@ class Generation(Iterator[Event]):
 
     def state(self) -> State:
         """A copy of the state, to go on from with ``generate(state=…)`` as if the text had never stopped."""
-        return replace(self._stepper.state(), continuation=self._text.continuation())
+        return replace(self._state_now(), continuation=self._text.continuation())
 
     def _run(self) -> Iterator[Event]:
-        text, options = self._text, self._options
-        size = self._stepper.manifest.tokenizer.vocabulary_size
-        sampler = Sampler(options.sampling, size, seed=self.seed, stream=text.stream, step=text.first_step)
-        step, choose, push, recent = self._stepper.step, sampler.choose, text.push, text.recent
-        opinion = None
+        text = self._text
         while text.unread and not self._cancelled:  # one a step, so that a long prompt can be cancelled
-            step(text.pending)
+            self._stepper.step(text.pending)
             text.advance()
         # Wherever this is cancelled, the state has seen everything before the pending token, and that token is shown.
-        while text.finish_reason is None:
-            if self._cancelled:
-                text.finish_reason = "interrupt"
-                break
+        yield from self._bursts() if self._options.sampling.plain else self._steps()
+        rest, timings = text.close()
+        yield Event(rest, None, finish_reason=text.finish_reason, timings=timings)
+
+    def _steps(self) -> Iterator[Event]:
+        """Step by step: what is filtered or penalised is chosen outside of the graph."""
+        text, options = self._text, self._options
+        sampler = Sampler(
+            options.sampling,
+            self._stepper.manifest.tokenizer.vocabulary_size,
+            seed=self.seed,
+            stream=text.stream,
+            step=text.first_step,
+            recent=text.recent,
+        )
+        step, choose, push = self._stepper.step, sampler.choose, text.push
+        opinion = None
+        while not self._is_over():
             logits = step(text.pending)
             if text.count == 0:
                 text.note_read()
-            token = choose(logits[0], recent)
+            token = choose(logits[0])
             if options.log_probabilities:
                 opinion = log_probability(logits[0], token)
             yield Event(push(token), token, opinion)
-        rest, timings = text.close()
-        yield Event(rest, None, finish_reason=text.finish_reason, timings=timings)
+
+    def _bursts(self) -> Iterator[Event]:
+        """Several steps in one go, of so short a time that the text stays smooth; the first token comes alone."""
+        text, options, sampling = self._text, self._options, self._options.sampling
+        size = self._stepper.manifest.tokenizer.vocabulary_size
+        noise = None
+        if not sampling.greedy:
+            noise = Noise(size, seed=self.seed, stream=text.stream, step=text.first_step)
+        chooser = self._graph.borrow_chooser(self)
+        chooser.start(self._stepper.state(), text.pending, 1.0 if sampling.greedy else sampling.temperature)
+        count, taken, opinion = 1, 0, None
+
+        def state() -> State:
+            return chooser.state(taken)
+
+        while not self._is_over():
+            if options.max_tokens > 0:
+                count = min(count, options.max_tokens - text.count)
+            drawn = noise.take(count) if noise else None
+            began = perf_counter()
+            tokens = chooser.run(count if drawn is None else len(drawn), drawn)[:, 0].tolist()
+            seconds = (perf_counter() - began) / len(tokens)
+            count = max(1, min(DEPTH, int(_BURST_SECONDS / max(seconds, 1e-9))))
+            if text.count == 0:
+                text.note_read()
+            for taken, token in enumerate(tokens, 1):
+                self._state_now = state
+                if options.log_probabilities:
+                    opinion = log_probability(chooser.logits(taken - 1)[0], token)
+                yield Event(text.push(token), token, opinion)
+                if self._is_over():
+                    break
+
+    def _is_over(self) -> bool:
+        if self._cancelled and self._text.finish_reason is None:
+            self._text.finish_reason = "interrupt"
+        return self._text.finish_reason is not None

@@ -12,21 +12,29 @@ from typing import TYPE_CHECKING, Any, Literal
 from rnn_edge.errors import BundleError, DeviceError, InvalidValueError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 _PROCESSOR = Path("/proc/cpuinfo")
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_CAPTURE, _CAPTURED_AS = "enable_cuda_graph", "gpu_graph_id"  # options of the provider, and of a run
 
 
 def open_session(
-    content: bytes, where: str, *, device: Device = "auto", threads: int | None = None, integers: bool = False
+    content: bytes,
+    where: str,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    integers: bool = False,
+    capture: bool = False,
 ) -> InferenceSession:
     """A session over a graph's bytes. ``auto`` takes CUDA where it opens and the CPU otherwise.
 
     ``threads`` is the number of CPU threads of one step; None takes one, which is fastest for small models.
-    ``integers`` says that the graph multiplies 8-bit integers, and that every machine must get the same sums.
+    ``integers`` says that the graph multiplies 8-bit integers, and that every machine must get the same sums;
+    ``capture`` that its runs shall become CUDA graphs, where CUDA has all of its operators.
 
     Raises:
         DeviceError: CUDA is asked for and not available; nothing falls back in silence.
@@ -57,10 +65,12 @@ def open_session(
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             runtime.preload_dlls()
         # TF32 would put the ids of fp32 weights at the mercy of the GPU's generation.
-        providers = [(_CUDA, {"use_tf32": "0"}), _CPU]
+        providers = [(_CUDA, {"use_tf32": "0", _CAPTURE: "1" if capture else "0"}), _CPU]
     try:
         session = runtime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # the runtime's exceptions share no base class
+        if len(providers) > 1 and capture:
+            return open_session(content, where, device=device, threads=threads, integers=integers)
         if device == "auto" and len(providers) > 1:
             return open_session(content, where, device="cpu", threads=threads, integers=integers)
         if device == "cuda":
@@ -119,6 +129,30 @@ def _adds_products_exactly() -> bool:
 def session_device(session: InferenceSession) -> Literal["cpu", "cuda"]:
     """Where a session runs."""
     return "cuda" if session.get_providers()[0] == _CUDA else "cpu"
+
+
+def captures_graphs(session: InferenceSession) -> bool:
+    """Whether runs of a session become CUDA graphs."""
+    return bool(session.get_provider_options().get(_CUDA, {}).get(_CAPTURE) == "1")
+
+
+def captured_run(number: int) -> RunOptions:
+    """Options of runs with the same buffers each time: the first is captured under this number, the others replay it.
+
+    The first executes the graph twice, so it may not write what it reads.
+    """
+    return _run_options(number)
+
+
+def uncaptured_run() -> RunOptions:
+    """Options of a run with any buffers, in a session whose runs may be captured."""
+    return _run_options(-1)
+
+
+def _run_options(number: int) -> RunOptions:
+    options = _import_runtime().RunOptions()
+    options.add_run_config_entry(_CAPTURED_AS, str(number))
+    return options
 
 
 def _import_runtime() -> Any:  # a module without types

@@ -2,26 +2,38 @@
 
 Tokens, logits and two sets of state buffers are bound once. A step reads one set and writes the other, then they
 swap: nothing is allocated or copied per token. On CUDA the state stays on the device; tokens go there and logits
-come back.
+come back. ``chooser`` has the steps that need nothing from outside.
 """
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rnn_edge.buffers import Buffer
+from rnn_edge.chooser import CHOICE, Chooser, choice_nodes
 from rnn_edge.errors import BundleError, InvalidValueError
 from rnn_edge.onnx_file import summarise
-from rnn_edge.providers import Device, first_line, open_session, session_device
+from rnn_edge.providers import (
+    Device,
+    captured_run,
+    captures_graphs,
+    first_line,
+    open_session,
+    session_device,
+    uncaptured_run,
+)
+from rnn_edge.reordering import Reordering, reordering_session
 from rnn_edge.state import State, check_state, zero_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from onnxruntime import InferenceSession, OrtValue
+    from onnxruntime import InferenceSession, RunOptions
 
     from rnn_edge.bundle import Bundle
     from rnn_edge.manifest import Manifest
@@ -62,11 +74,23 @@ class StepGraph:
         outputs = {"logits": Port(FLOAT, 2, manifest.tokenizer.vocabulary_size)}
         outputs |= {ATTENTION: Port(FLOAT, 2)} if memory else {}
         outputs |= {pair.output: Port(FLOAT, 2, pair.width) for pair in manifest.state}
+        outputs |= {} if memory else {CHOICE: Port(INTEGER, 1)}
         self.session = open_graph(
-            bundle, role, {"token": Port(INTEGER, 1)} | memory | state, outputs, device=device, threads=threads
+            bundle,
+            role,
+            {"token": Port(INTEGER, 1)} | memory | state,
+            outputs,
+            device=device,
+            threads=threads,
+            extension=b"" if memory else choice_nodes(),
         )
         self.device = session_device(self.session)
         self.threads = threads or 1
+        self._captures = captures_graphs(self.session)
+        self._captured = 0
+        self.uncaptured = uncaptured_run() if self._captures else None
+        self._choosers: list[Chooser] = []
+        self._reordering_session: InferenceSession | None = None
 
     @property
     def place(self) -> str:
@@ -76,6 +100,24 @@ class StepGraph:
     def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:
         """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
         return Stepper(self, batch, memory)
+
+    def borrow_chooser(self, owner: object) -> Chooser:
+        """Bursts of one stream for ``owner``. When it is gone its buffers, and what CUDA captured, serve another."""
+        chooser = self._choosers.pop() if self._choosers else Chooser(self)
+        weakref.finalize(owner, self._choosers.append, chooser).atexit = False
+        return chooser
+
+    def reordering(self, sides: Sequence[Mapping[str, Buffer]]) -> Reordering:
+        """What reorders the rows of these buffers where they are."""
+        if self._reordering_session is None:
+            widths = {pair.input: pair.width for pair in self.manifest.state}
+            self._reordering_session = reordering_session(widths, self.device)
+        return Reordering(self._reordering_session, sides, self.device)
+
+    def capture(self) -> RunOptions | None:
+        """Options of runs that always use the same buffers: on CUDA the first is captured, the others replay it."""
+        self._captured += 1
+        return captured_run(self._captured) if self._captures else None
 
     def step(self, tokens: Tokens, state: State) -> tuple[Logits, State]:
         """One step without side effects: tokens int64 [batch], state → logits [batch, vocabulary], next state."""
@@ -90,94 +132,79 @@ class Stepper:
     def __init__(self, graph: StepGraph, batch: int, memory: Memory | None = None) -> None:
         if batch < 1:
             raise InvalidValueError(f"batch is {batch}", "use at least 1")
-        from onnxruntime import OrtValue
-
-        self.manifest = graph.manifest
+        self.manifest = manifest = graph.manifest
         self.batch = batch
         self._where = graph.where
-        self._run = graph.session.run_with_iobinding
+        self._run, self._options = graph.session.run_with_iobinding, graph.uncaptured
         self._on_cpu = graph.device == "cpu"
-        self._tokens: Tokens = np.zeros(batch, np.int64)
-        self._logits: Logits = np.zeros((batch, graph.manifest.tokenizer.vocabulary_size), np.float32)
-        token = OrtValue.ortvalue_from_numpy(self._tokens, graph.device, 0)
-        logits = OrtValue.ortvalue_from_numpy(self._logits)
-        # On the CPU an OrtValue shares the memory of its array, so the arrays must stay alive with it.
-        self._arrays = [_zeros(self.manifest, batch) for _ in range(2)]
-        self._values = [
-            {name: OrtValue.ortvalue_from_numpy(array, graph.device, 0) for name, array in arrays.items()}
-            for arrays in self._arrays
-        ]
-        self._token_value = token
-        inputs, outputs = {"token": token}, {"logits": logits}
-        self.attention: Logits = np.empty((batch, 0), np.float32)  # [batch, source_length] of the last step
-        self.memory = memory or {}
-        self._memory_values = {
-            name: OrtValue.ortvalue_from_numpy(array, graph.device, 0) for name, array in self.memory.items()
-        }
-        if self.memory:
-            self.attention = np.zeros((batch, self.memory[graph.manifest.memory[0].name].shape[1]), np.float32)
-            outputs[ATTENTION] = OrtValue.ortvalue_from_numpy(self.attention)
-            inputs |= self._memory_values
+        self._tokens = Buffer(np.zeros(batch, np.int64), graph.device)
+        # On the CPU, where they are looked at.
+        self._logits = Buffer(np.zeros((batch, manifest.tokenizer.vocabulary_size), np.float32), "cpu")
+        self._states = [_buffers(zero_state(manifest, batch).tensors, graph.device) for _ in range(2)]
+        self._memory = _buffers(memory or {}, graph.device)
+        inputs, outputs = {"token": self._tokens, **self._memory}, {"logits": self._logits}
+        if self._memory:
+            length = self._memory[manifest.memory[0].name].array.shape[1]
+            outputs[ATTENTION] = Buffer(np.zeros((batch, length), np.float32), "cpu")
+        self.attention: Logits = outputs[ATTENTION].array if memory else np.empty((batch, 0), np.float32)
+        self._reordering = None if self._on_cpu else graph.reordering(self._states)
         self._bindings = [
-            _bind(graph, inputs, outputs, self._values[side], self._values[1 - side]) for side in range(2)
+            _bind(graph, inputs, outputs, self._states[side], self._states[1 - side]) for side in range(2)
         ]
         self._side = 0  # the side that holds the state
+
+    @property
+    def memory(self) -> Memory:
+        """What the decoder reads in every step; empty for a language model."""
+        return {name: buffer.array for name, buffer in self._memory.items()}
 
     def step(self, tokens: Tokens | int) -> Logits:
         """Feed one token to each stream: int64 [batch], or one id → logits float32 [batch, vocabulary].
 
         The array returned is a buffer: the next step overwrites it.
         """
-        self._tokens[:] = tokens
+        self._tokens.array[:] = tokens
         if not self._on_cpu:
-            self._token_value.update_inplace(self._tokens)
+            self._tokens.send()
         try:
-            self._run(self._bindings[self._side])
+            self._run(self._bindings[self._side], self._options)
         except Exception as error:  # the runtime's exceptions share no base class
             raise BundleError(
                 f"{self._where}: the graph fails: {first_line(error)}", "export the bundle again"
             ) from error
         self._side = 1 - self._side
-        return self._logits
+        return self._logits.array
 
     def feed(self, tokens: Iterable[int]) -> Logits:
         """Feed tokens one after another to every stream → logits after the last."""
         for token in tokens:
             self.step(token)
-        return self._logits
+        return self._logits.array
 
     def reorder(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """Stream i goes on from the state of stream ``rows[i]``."""
-        if self._on_cpu:
-            for name, array in self._arrays[self._side].items():
-                # Any other mode goes through a copy of the whole.
-                np.take(array, rows, axis=0, out=self._arrays[1 - self._side][name], mode="clip")
-            self._side = 1 - self._side
+        if self._reordering:
+            self._reordering.run(self._side, rows)
         else:
-            for value in self._values[self._side].values():
-                value.update_inplace(value.numpy()[rows])
+            for name, buffer in self._states[self._side].items():
+                # Any other mode goes through a copy of the whole.
+                np.take(buffer.array, rows, axis=0, out=self._states[1 - self._side][name].array, mode="clip")
+        self._side = 1 - self._side
 
     def replace(self, rows: NDArray[np.int64], state: State, memory: Memory) -> None:
         """The streams ``rows[i]``, one or several, begin anew with row i of the state and of a memory that fits in."""
         for name, array in memory.items():
-            own = self.memory[name]
-            own[rows if array.ndim == 1 else (rows, slice(array.shape[1]))] = array[:, None]
-            if not self._on_cpu:
-                self._memory_values[name].update_inplace(own)
+            buffer = self._memory[name]
+            buffer.array[rows if array.ndim == 1 else (rows, slice(array.shape[1]))] = array[:, None]
+            buffer.send()
         for name, tensor in state.tensors.items():
-            if self._on_cpu:
-                self._arrays[self._side][name][rows] = tensor[:, None]
-            else:
-                value = self._values[self._side][name]
-                whole = value.numpy()
-                whole[rows] = tensor[:, None]
-                value.update_inplace(whole)
+            buffer = self._states[self._side][name]
+            buffer.read()[rows] = tensor[:, None]
+            buffer.send()
 
     def state(self) -> State:
         """A copy of the state."""
-        if self._on_cpu:
-            return State({name: array.copy() for name, array in self._arrays[self._side].items()})
-        return State({name: value.numpy() for name, value in self._values[self._side].items()})
+        return State({name: buffer.read().copy() for name, buffer in self._states[self._side].items()})
 
     def load(self, state: State) -> None:
         """Set the state from a copy.
@@ -189,31 +216,28 @@ class Stepper:
         if state.batch != self.batch:
             raise InvalidValueError(f"the state has {state.batch} streams, not {self.batch}", "fork it to the batch")
         for name, tensor in state.tensors.items():
-            if self._on_cpu:
-                self._arrays[self._side][name][:] = tensor
-            else:
-                self._values[self._side][name].update_inplace(np.ascontiguousarray(tensor))
+            self._states[self._side][name].write(tensor)
 
 
-def _zeros(manifest: Manifest, batch: int) -> dict[str, NDArray[np.float32]]:
-    return zero_state(manifest, batch).tensors
+def _buffers(arrays: Mapping[str, NDArray[Any]], device: str) -> dict[str, Buffer]:
+    return {name: Buffer(array, device) for name, array in arrays.items()}
 
 
 def _bind(
     graph: StepGraph,
-    inputs: Mapping[str, OrtValue],
-    outputs: Mapping[str, OrtValue],
-    source: Mapping[str, OrtValue],
-    target: Mapping[str, OrtValue],
+    inputs: Mapping[str, Buffer],
+    outputs: Mapping[str, Buffer],
+    source: Mapping[str, Buffer],
+    target: Mapping[str, Buffer],
 ) -> Any:  # the runtime's binding has no type
     binding = graph.session.io_binding()
-    for name, value in inputs.items():
-        binding.bind_ortvalue_input(name, value)
-    for name, value in outputs.items():
-        binding.bind_ortvalue_output(name, value)
+    for name, buffer in inputs.items():
+        binding.bind_ortvalue_input(name, buffer.value)
+    for name, buffer in outputs.items():
+        binding.bind_ortvalue_output(name, buffer.value)
     for pair in graph.manifest.state:
-        binding.bind_ortvalue_input(pair.input, source[pair.input])
-        binding.bind_ortvalue_output(pair.output, target[pair.input])
+        binding.bind_ortvalue_input(pair.input, source[pair.input].value)
+        binding.bind_ortvalue_output(pair.output, target[pair.input].value)
     return binding
 
 
@@ -225,8 +249,11 @@ def open_graph(
     *,
     device: Device,
     threads: int | None,
+    extension: bytes = b"",
 ) -> InferenceSession:
-    """The session of one of a bundle's graphs. Inputs, outputs and metadata must be what the manifest says.
+    """The session of one of a bundle's graphs, with ``extension`` behind its bytes: nodes that belong to no bundle.
+
+    Inputs, outputs and metadata must be what the manifest says.
 
     Raises:
         BundleError: other bytes than the manifest says, external data, or other inputs and outputs.
@@ -239,7 +266,12 @@ def open_graph(
     if summary.external_data:
         raise BundleError(f"{where} keeps tensors in other files", "export the bundle again, in one file")
     session = open_session(
-        content, where, device=device, threads=threads, integers="MatMulInteger" in summary.operators
+        content + extension,
+        where,
+        device=device,
+        threads=threads,
+        integers="MatMulInteger" in summary.operators,
+        capture=bool(extension),
     )
     for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
         found = {node.name: (node.type, len(node.shape)) for node in nodes}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.events import FinishReason, Timings
-from rnn_edge.sampling import SamplingOptions, check_seed, gumbel_noise
+from rnn_edge.noise import check_seed, gumbel_noise
+from rnn_edge.sampling import SamplingOptions
 from rnn_edge.state import Continuation
 from rnn_edge.tokenizer import StreamDecoder, Tokenizer, Unknown
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -172,15 +171,7 @@ class Translator:
         size, seed = self.tokenizer.vocabulary_size, options.seed or 0
 
         def choose_for(sentence: int) -> Choose:
-            sampler = Sampler(sampling, size, seed=seed, stream=first + sentence)
-            recent = deque[int](maxlen=sampling.repeat_window)
-
-            def choose(logits: Logits) -> int:
-                token = sampler.choose(logits, recent)
-                recent.append(token)
-                return token
-
-            return choose
+            return Sampler(sampling, size, seed=seed, stream=first + sentence).choose
 
         return choose_for
 

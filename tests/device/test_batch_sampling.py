@@ -7,15 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from rnn_edge.batch_sampling import BatchSampler, keep_likely_rows, log_probability_rows, penalise_rows
-from rnn_edge.sampling import (
-    Sampler,
-    SamplingOptions,
-    gumbel_noise,
-    gumbel_noise_of_streams,
-    keep_likely,
-    log_probability,
-    penalise,
-)
+from rnn_edge.noise import gumbel_noise, gumbel_noise_of_streams
+from rnn_edge.sampling import RepeatPenalty, Sampler, SamplingOptions, keep_likely, log_probability
 
 SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0},
@@ -49,7 +42,7 @@ def test_filters_and_opinions(size: int, filters: tuple[int, float, float]) -> N
 def test_penalty() -> None:
     logits = random_logits(4, 30)
     recent = [[1, 2, 2, 29], [], [5], list(range(30))]
-    expected = [penalise(row, ids, 1.7) for row, ids in zip(logits, recent, strict=True)]
+    expected = [RepeatPenalty(30, 1.7, 99, ids).weaken(row) for row, ids in zip(logits, recent, strict=True)]
     assert np.array_equal(penalise_rows(logits, recent, 1.7), expected)
 
 
@@ -67,22 +60,23 @@ def test_choices_with_rows_that_begin_at_different_times(size: int, settings: di
     options = SamplingOptions(**settings)
     batch = BatchSampler(options, size, 3, seed=5)
     alone: list[Sampler] = []
+    recent = [[1, 2], [3], [4, 4]]
 
     def start(row: int, stream: int, step: int) -> None:
         batch.start([row], [stream], [step])
-        alone[row : row + 1] = [Sampler(options, size, seed=5, stream=stream, step=step)]
+        alone[row : row + 1] = [Sampler(options, size, seed=5, stream=stream, step=step, recent=recent[row])]
 
     for row in range(3):
         start(row, row, 0)
-    recent = [[1, 2], [3], [4, 4]]
     for step in range(90 if size == 70 else 8):
         if step in (2, 40):
             start(1, 10 + step, 3 * step)
         if step == 5:  # a smaller batch, in another order
             batch, alone, recent = batch.take([2, 0, 1]), [alone[2], alone[0], alone[1]], [recent[2], *recent[:2]]
         logits = random_logits(3, size, step)
-        expected = [sampler.choose(*item) for sampler, *item in zip(alone, logits, recent, strict=True)]
+        expected = [sampler.choose(row) for sampler, row in zip(alone, logits, strict=True)]
         assert batch.choose(logits, recent).tolist() == expected, step
+        recent = [[*ids, token][-options.repeat_window :] for ids, token in zip(recent, expected, strict=True)]
 
 
 def test_logits_stay_as_they_are() -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rnn_edge.sampling import gumbel_noise, philox
+from rnn_edge.noise import gumbel_noise, philox
 
 # Known answers of Philox4x32-10 from Random123 (Salmon et al. 2011): counter, key, output.
 KNOWN_ANSWERS = [

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from rnn_edge.errors import InvalidValueError
-from rnn_edge.sampling import Sampler, SamplingOptions, gumbel_noise, keep_likely, log_probability, penalise
+from rnn_edge.noise import gumbel_noise
+from rnn_edge.sampling import RepeatPenalty, Sampler, SamplingOptions, keep_likely, log_probability
 
 
 def logits(*values: float) -> NDArray[np.float32]:
@@ -67,16 +68,28 @@ def test_filters_apply_in_order() -> None:
 
 def test_penalty_weakens_each_recent_id_once() -> None:
     before = logits(4, -4, 4, 0)
-    assert penalise(before, [0, 1, 0, 0], 2.0).tolist() == [2, -8, 4, 0]
-    assert penalise(before, [], 2.0).tolist() == [4, -4, 4, 0]
+    assert RepeatPenalty(4, 2.0, 4, [0, 1, 0, 0]).weaken(before).tolist() == [2, -8, 4, 0]
+    assert RepeatPenalty(4, 2.0, 4, []).weaken(before).tolist() == [4, -4, 4, 0]
+    assert RepeatPenalty(4, 2.0, 0, [0, 1]).weaken(before).tolist() == [4, -4, 4, 0]
     assert before.tolist() == [4, -4, 4, 0]
 
 
+@pytest.mark.parametrize("window", [0, 1, 2, 5])
+def test_penalty_forgets_what_leaves_the_window(window: int) -> None:
+    tokens = np.random.default_rng(window).integers(0, 4, 60).tolist()
+    penalty = RepeatPenalty(4, 2.0, window, tokens[:3])
+    for end in range(3, len(tokens)):
+        recent = tokens[max(0, end - window) : end]
+        assert penalty.weaken(logits(1, 1, 1, 1)).tolist() == [0.5 if token in recent else 1 for token in range(4)]
+        penalty.push(tokens[end])
+
+
 def test_penalty_in_choices() -> None:
-    greedy = Sampler(SamplingOptions(temperature=0, repeat_penalty=3.0), 3, seed=0)
-    assert greedy.choose(logits(4, 2, 1)) == 0
-    assert greedy.choose(logits(4, 2, 1), [0]) == 1
-    assert greedy.choose(logits(4, 2, 1), [0, 1]) == 0
+    options = SamplingOptions(temperature=0, repeat_penalty=3.0)
+    assert [Sampler(options, 3, seed=0, recent=[0]).choose(logits(4, 2, 1)) for _ in range(2)] == [1, 1]
+    greedy = Sampler(options, 3, seed=0)
+    # Each choice weakens the next ones, until all are equally weak.
+    assert [greedy.choose(logits(4, 2, 1)) for _ in range(4)] == [0, 1, 0, 0]
 
 
 # --- choices
@@ -85,7 +98,6 @@ def test_penalty_in_choices() -> None:
 def test_greedy_takes_the_lowest_of_equals() -> None:
     sampler = Sampler(SamplingOptions(temperature=0), 4, seed=1)
     assert [sampler.choose(logits(1, 3, 3, 2)) for _ in range(3)] == [1, 1, 1]
-    assert sampler.step == 3
 
 
 def test_the_rule() -> None:

@@ -19,7 +19,7 @@ from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.errors import DataError
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.manifest import Metric
-from rnn_edge.sampling import gumbel_noise
+from rnn_edge.noise import gumbel_noise
 from rnn_edge.search import log_normalisers
 from rnn_edge.stepper import Logits, StepGraph, Stepper
 from rnn_edge.tokenizer import Tokenizer

@@ -1,0 +1,35 @@
+"""Memory that a graph reads and writes again and again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Buffer:
+    """A tensor of fixed shape: on the CPU the graph works on the array itself, on CUDA on its copy there."""
+
+    def __init__(self, array: NDArray[Any], device: str) -> None:
+        from onnxruntime import OrtValue
+
+        self.array = array  # kept alive here: on the CPU the value only points to it
+        self._on_cpu = device == "cpu"
+        self.value = OrtValue.ortvalue_from_numpy(array, device, 0)
+
+    def write(self, content: Any) -> None:  # whatever NumPy can put there
+        """Set everything."""
+        self.array[...] = content
+        self.send()
+
+    def send(self) -> None:
+        """``array`` was changed: let the graph see it."""
+        if not self._on_cpu:
+            self.value.update_inplace(self.array)
+
+    def read(self) -> NDArray[Any]:
+        """What is there now; a view on the CPU, which the graph may overwrite."""
+        if not self._on_cpu:
+            np.copyto(self.array, self.value.numpy())
+        return self.array
