@@ -22,7 +22,7 @@ def convert(network: Network, folder: str, variant: str) -> None:
 
     unrounded, target = Path(folder) / "fp32", Path(folder) / variant
     if not unrounded.exists():
-        export_bundle(_source(network), unrounded, name="peer-fp32")
+        export_bundle(language_model_source(network), unrounded, name="peer-fp32")
     if target.exists():
         return
     precision = next((known for known in PRECISIONS if known == variant), None)
@@ -58,7 +58,7 @@ class Ours:
             pass
 
 
-def _source(network: Network) -> LanguageModelSource:
+def language_model_source(network: Network) -> LanguageModelSource:
     import torch
 
     from rnn_edge.tokenizer import character_tokenizer

@@ -36,7 +36,7 @@ def quantize(
     bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle in fp32.", metavar="BUNDLE")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new bundle.", show_default=False)],
     precision: Annotated[
-        str, typer.Option(help="Of the weights; fp16 is storage only on a CPU.", metavar="int8|int4|fp16")
+        str, typer.Option(help="Of the weights; fp16 is for CUDA, and storage on a CPU.", metavar="int8|int4|fp16")
     ] = "int8",
     data: DataOption = None,
     max_loss_increase: IncreaseOption = None,
@@ -124,7 +124,7 @@ def quantise_to(
     few = "" if found.tokens >= WANTED_TOKENS else f"; few: {WANTED_TOKENS:,} make a narrower interval"
     render.note(f"measured on {found.tokens:,} tokens of {found.data}{few}")
     if precision == "fp16":
-        render.note("fp16 halves the file; a CPU still computes in fp32")
+        render.note("a CPU computes with fp16 weights in fp32: they halve the file, and are faster on CUDA only")
     render.note(f"wrote {output}")
 
 

@@ -1,32 +1,82 @@
-"""Weights in half the bytes: storage, since the graph still computes in fp32."""
+"""Weights in half the bytes (IEEE binary16), and products with them in half precision where the hardware has it.
+
+Everything that is summed up over steps, states and what is between products, stays fp32: as in mixed precision
+training (Micikevicius et al. 2018). A CPU has no such products: ONNX Runtime widens the weights there once, when the
+graph is loaded, and computes in fp32.
+"""
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from rnn_edge.errors import ParityError
+from rnn_edge_export.quantisation.graph import Array, GraphReader, GraphWriter, attribute
 
-_HALF_FROM = 256  # values; smaller tensors are not worth a node
+_HALF_FROM = 256  # values; smaller matrices are not worth a node
 
 
-def store_half(graph: onnx.GraphProto) -> None:
-    """Round large weights to half precision (IEEE binary16), each with a Cast that the runtime computes once.
-
-    Raises:
-        ParityError: a weight is too large for it.
-    """
-    casts = []
+def check_fits(graph: onnx.GraphProto) -> None:
+    """Raises ParityError for a weight that is too large for half precision."""
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < _HALF_FROM:
-            continue
-        name = tensor.name
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise ParityError(f"{name} has values that half precision cannot hold", "leave it in fp32")
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_fp16"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+        if _is_large(values) and np.abs(values).max() > np.finfo(np.float16).max:
+            raise ParityError(f"{tensor.name} has values that half precision cannot hold", "leave it in fp32")
+
+
+def _is_large(value: Array) -> bool:
+    return value.dtype == np.float32 and value.ndim > 1 and value.size >= _HALF_FROM
+
+
+def halve(graph: onnx.GraphProto) -> None:
+    """Round large weights, and multiply with them as they are."""
+    _Halving(graph).run()
+
+
+class _Halving:
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._reader = GraphReader(graph)
+        self._writer = GraphWriter(sorted({name for node in graph.node for name in (*node.input, *node.output)}))
+        self._halves: dict[str, str] = {}  # of constants: the names of their rounded copies
+
+    def run(self) -> None:
+        for node in self._reader.nodes:
+            operator, inputs = node.op_type, node.input
+            if operator in ("MatMul", "Gemm") and self._is_large(inputs[1]):
+                self._product(node)
+            elif operator == "Gather" and self._is_large(inputs[0]):
+                self._widen(self._writer.add("Gather", [self._half(inputs[0]), *inputs[1:]]), node.output[0])
+            else:
+                self._store(node)
+        self._writer.finish(self._graph, self._reader.constants)
+
+    def _is_large(self, name: str) -> bool:
+        value = self._reader.constants.get(name)
+        return value is not None and _is_large(value)
+
+    def _product(self, node: onnx.NodeProto) -> None:
+        writer, (x, weight, *bias) = self._writer, node.input
+        half = self._half(weight)
+        if node.op_type == "Gemm" and attribute(node, "transB", 0):
+            half = writer.add("Transpose", [half], perm=[1, 0])
+        rounded = writer.add("Cast", [x], to=onnx.TensorProto.FLOAT16)
+        product = self._widen(writer.add("MatMul", [rounded, half]), "" if bias else node.output[0])
+        if bias:
+            writer.add("Add", [product, *bias], output=node.output[0])
+
+    def _store(self, node: onnx.NodeProto) -> None:
+        """A node as it is, with large constants widened for it."""
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            if self._is_large(name):
+                copy.input[place] = self._widen(self._half(name))
+        self._writer.copy(copy)
+
+    def _half(self, name: str) -> str:
+        if name not in self._halves:
+            self._halves[name] = self._writer.constant(self._reader.constants[name].astype(np.float16), f"{name}_fp16")
+        return self._halves[name]
+
+    def _widen(self, name: str, output: str = "") -> str:
+        return self._writer.add("Cast", [name], output=output, to=onnx.TensorProto.FLOAT)

@@ -25,8 +25,8 @@ from rnn_edge_export.quantisation.gate import (
     compare_translators,
 )
 from rnn_edge_export.quantisation.graph import MICROSOFT
-from rnn_edge_export.quantisation.half import store_half
-from rnn_edge_export.quantisation.products import BlockProducts, StaticProducts
+from rnn_edge_export.quantisation.half import check_fits, halve
+from rnn_edge_export.quantisation.products import BlockProducts, FloatProducts, Products, StaticProducts
 from rnn_edge_export.quantisation.rewrite import Rewriter
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "int4")
@@ -126,7 +126,7 @@ def check_source(bundle: Bundle, precision: Precision) -> None:
         BundleError: naming what it can be made from.
     """
     given = bundle.manifest.precision
-    if given in ("int8", "int4") or given == precision:
+    if given != "fp32":
         raise BundleError(
             f"{bundle.path} has {given} weights already",
             f"make {precision} from its fp32 bundle, which rnn-edge export writes from the training run",
@@ -139,17 +139,22 @@ def round_graph(content: bytes, role: str, manifest: Manifest, block_size: int) 
     ``role`` is that of the manifest's ``graphs``: a state h and what an encoder remembers lie in [−1, 1].
     """
     model = onnx.load_model_from_string(content)
+    states = [] if role == "encoder" else [pair for pair in manifest.state if pair.input[0] != "c"]
+    # Outputs too: what a GRU's nodes compute is not bounded node by node.
+    bounded = {name: 1.0 for pair in states for name in (pair.input, pair.output)}
+    bounded |= {item.name: 1.0 for item in manifest.memory if item.name == "memory"}
     if manifest.precision == "fp16":
-        store_half(model.graph)
-    else:
-        states = [] if role == "encoder" else [pair for pair in manifest.state if pair.input[0] != "c"]
-        # Outputs too: what a GRU's nodes compute is not bounded node by node.
-        bounded = {name: 1.0 for pair in states for name in (pair.input, pair.output)}
-        bounded |= {item.name: 1.0 for item in manifest.memory if item.name == "memory"}
-        four = manifest.precision == "int4"
-        Rewriter(model.graph, bounded, BlockProducts(block_size) if four else StaticProducts()).run()
-        if any(node.domain == MICROSOFT for node in model.graph.node):
-            model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+        check_fits(model.graph)
+    products: dict[Precision, Products] = {
+        "fp16": FloatProducts(),
+        "int8": StaticProducts(),
+        "int4": BlockProducts(block_size),
+    }
+    Rewriter(model.graph, bounded, products[manifest.precision]).run()
+    if manifest.precision == "fp16":
+        halve(model.graph)
+    if any(node.domain == MICROSOFT for node in model.graph.node):
+        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     del model.metadata_props[:]
     for key, value in graph_metadata(manifest).items():
         model.metadata_props.add(key=key, value=value)
@@ -165,7 +170,7 @@ def _draft(bundle: Bundle, precision: Precision, name: str, block_size: int) -> 
         bundle.manifest,
         name=name,
         precision=precision,
-        lowering=bundle.manifest.lowering if precision == "fp16" else "cell",
+        lowering="cell",
         golden=(),
         golden_translations=(),
         versions=versions(),

@@ -14,7 +14,7 @@ import onnx
 from rnn_edge_export.quantisation.bounds import find_bounds
 from rnn_edge_export.quantisation.cells import CELLS, Layer, table_bias
 from rnn_edge_export.quantisation.graph import Array, GraphReader, GraphWriter, attribute
-from rnn_edge_export.quantisation.products import ROUNDED_FROM, Activation, Products, StaticProducts
+from rnn_edge_export.quantisation.products import ROUNDED_FROM, Activation, FloatProducts, Products, StaticProducts
 from rnn_edge_export.quantisation.weights import Columns, Matrix, to_columns
 
 
@@ -30,7 +30,7 @@ class Rewriter:
     """Writes one graph anew; make one for each."""
 
     def __init__(self, graph: onnx.GraphProto, bounded_inputs: dict[str, float], recurrent: Products) -> None:
-        """``recurrent`` computes the products of cells; all others have eight bits.
+        """``recurrent`` computes the products of cells; all others have eight bits, unless it rounds nothing.
 
         In four, the readout of a translator alone was measured to cost far more than all its cells.
         """
@@ -40,6 +40,7 @@ class Rewriter:
         names = {name for node in graph.node for name in (*node.input, *node.output)}
         self._writer = GraphWriter(sorted(names))
         self._recurrent = recurrent
+        self._rounds = not isinstance(recurrent, FloatProducts)
         self._static = recurrent if isinstance(recurrent, StaticProducts) else StaticProducts()
         self._rows: dict[str, tuple[str, Columns]] = {}  # of embeddings: name of the rounded table, its rows' scales
         self._merged: set[str] = set()  # outputs of nodes that are part of another node now
@@ -51,6 +52,8 @@ class Rewriter:
                 continue
             if node.op_type in CELLS:
                 self._recurrent_operator(node)
+            elif not self._rounds:
+                self._writer.copy(node)
             elif node.op_type in ("MatMul", "Gemm") and self._reader.weight(node.input[1]) is not None:
                 self._product(node)
             elif node.op_type == "Gather" and self._reader.weight(node.input[0]) is not None:
@@ -88,6 +91,9 @@ class Rewriter:
 
     def _sequence_operator(self, node: onnx.NodeProto) -> None:
         """The operator as it is, its matrices stored in eight bits."""
+        if not self._rounds:
+            self._writer.copy(node)
+            return
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for place in (1, 2):

@@ -32,6 +32,10 @@ def _int8(manifest: Manifest) -> Manifest:
     return replace(manifest, precision="int8", lowering="cell")
 
 
+def _fp16(manifest: Manifest) -> Manifest:
+    return replace(manifest, precision="fp16", lowering="cell")
+
+
 def _int4(manifest: Manifest) -> Manifest:
     return replace(manifest, precision="int4", lowering="cell")
 
@@ -53,6 +57,30 @@ def _follow(content: bytes, manifest: Manifest, batch: int, steps: int) -> list[
         seen.append((feeds, outputs))
         state = {pair.input: outputs[pair.output] for pair in manifest.state}
     return seen
+
+
+@pytest.mark.parametrize(("cell", "lowering", "layers", "letters"), GRID)
+def test_half_precision_multiplies_with_half_weights(
+    draft_letters: DraftLetters, cell: Cell, lowering: Lowering, layers: int, letters: int
+) -> None:
+    _, manifest, contents = draft_letters(cell, lowering, layers, letters)
+    content, plain = rounded(contents, "step", _fp16(manifest)), open_graph(contents["step.onnx"])
+    lost = 0.0
+    for feeds, seen in _follow(content, manifest, batch=3, steps=25):
+        lost = max(lost, *(float(np.abs(value - seen[name]).max()) for name, value in plain(feeds).items()))
+    assert 1e-6 < lost < 5e-3
+    graph = onnx.load_model_from_string(content).graph
+    kinds = {item.name: item.data_type for item in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    assert products
+    for node in products:
+        weight = producers[node.input[1]].input[0] if node.input[1] in producers else node.input[1]
+        assert kinds[weight] == onnx.TensorProto.FLOAT16
+        assert producers[node.input[0]].op_type == "Cast"
+    large = [item for item in graph.initializer if len(item.dims) > 1 and int(np.prod(item.dims)) > 1000]
+    assert {item.data_type for item in large} == {onnx.TensorProto.FLOAT16}
+    assert not {"LSTM", "GRU", "RNN", "Gemm"} & {node.op_type for node in graph.node}
 
 
 def _activation_scales(graph: onnx.GraphProto) -> list[float]:

@@ -37,7 +37,7 @@ def test_quantising_a_language_model(precision: str, tmp_path: Path, cli: Cli) -
     shown = answer.out + answer.err
     for words in (*MEASURES, "fp32", precision, "± ", "(95 %)", "5,952 tokens of corpus.txt; few", f"wrote {output}"):
         assert words in shown
-    assert ("a CPU still computes in fp32" in answer.err) == (precision == "fp16")
+    assert ("a CPU computes with fp16 weights in fp32" in answer.err) == (precision == "fp16")
     sizes = re.search(r"size +(\d+\.\d\d) +(\d+\.\d\d) +MB", shown)
     assert sizes is not None
     assert float(sizes[2]) < float(sizes[1])

@@ -1,0 +1,122 @@
+"""Everything a device does, on a GPU: the same texts as on the CPU, with and without captured graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rnn_edge.bundle import open_bundle
+from rnn_edge.chooser import DEPTH, Chooser
+from rnn_edge.language_model import LanguageModel
+from rnn_edge.providers import captures_graphs, cuda_available
+from rnn_edge.state import load_state, save_state, zero_state
+from rnn_edge.translator import Translator
+from rnn_edge.verification import verify
+from tests.device.tiny import GRU, LSTM, TRANSLATOR, WORDS
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not cuda_available(), reason="this ONNX Runtime has no CUDA provider"),
+]
+
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.8},
+    {"top_k": 12, "top_p": 0.9, "repeat_penalty": 1.2},
+]
+
+
+@pytest.fixture(scope="module", params=[LSTM, GRU], ids=["lstm", "gru"])
+def pair(request: pytest.FixtureRequest) -> tuple[LanguageModel, LanguageModel]:
+    return LanguageModel.load(request.param, device="cuda"), LanguageModel.load(request.param, device="cpu")
+
+
+def text(model: LanguageModel, **settings: Any) -> str:
+    return "".join(event.text for event in model.generate("Marta", max_tokens=60, seed=4, **settings))
+
+
+@pytest.mark.parametrize("path", [LSTM, GRU, TRANSLATOR, WORDS], ids=lambda path: path.name)
+def test_bundles_prove_themselves(path: Path) -> None:
+    assert [finding for finding in verify(open_bundle(path), device="cuda") if not finding.passed] == []
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_same_text(pair: tuple[LanguageModel, LanguageModel], settings: dict[str, Any]) -> None:
+    cuda, cpu = pair
+    assert cuda.graph.device == "cuda"
+    assert text(cuda, **settings) == text(cpu, **settings)
+    assert text(cuda, **settings) == text(cpu, **settings)  # replayed where the first run captured
+
+
+def test_graphs_are_captured(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    assert captures_graphs(pair[0].graph.session)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_captured_steps_equal_plain_ones(pair: tuple[LanguageModel, LanguageModel], batch: int) -> None:
+    """From a state that is not zero, over more steps than there are buffers, twice from the same start."""
+    graph = pair[0].graph
+    stepper, chooser = graph.stepper(batch), Chooser(graph, batch)
+    random = np.random.default_rng(batch)
+    first = random.integers(0, 60, batch)
+    stepper.step(random.integers(0, 60, batch))
+    start = stepper.state()
+    for _ in range(2):
+        stepper.load(start)
+        chooser.start(start, first, 1.0)
+        tokens = first
+        for count in (1, DEPTH, 3, DEPTH):
+            found = chooser.run(count)
+            for row in found:
+                tokens = stepper.step(tokens).argmax(axis=1)
+                assert row.tolist() == tokens.tolist()
+            assert chooser.state(count).largest_difference(stepper.state()) < 1e-6
+
+
+def test_reordering_and_replacing_rows(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    cuda, cpu = (model.graph.stepper(4) for model in pair)
+    for stepper in (cuda, cpu):
+        stepper.step(np.array([1, 2, 3, 4]))
+        stepper.reorder([3, 3, 0, 1])
+        stepper.step(np.array([5, 6, 7, 8]))
+        stepper.replace(np.array([[2]]), zero_state(stepper.manifest), {})
+        stepper.reorder([2, 1, 0, 0])
+    assert cuda.state().largest_difference(cpu.state()) < 1e-4
+
+
+def test_a_batch_and_samples(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    def texts(model: LanguageModel) -> list[str]:
+        found = model.generate_batch(["The", "Marta", "a"] * 3, batch_size=4, max_tokens=30, seed=2)
+        samples = model.generate_samples("The", 5, max_tokens=30, seed=2)
+        return [item.text for generation in (found, samples) for item in generation.texts()]
+
+    assert texts(pair[0]) == texts(pair[1])
+
+
+def test_a_state_goes_from_one_to_the_other(pair: tuple[LanguageModel, LanguageModel], tmp_path: Path) -> None:
+    cuda, cpu = pair
+    generation = cuda.generate("Marta", max_tokens=20, seed=3)
+    begun = "".join(event.text for event in generation)
+    save_state(tmp_path / "state", generation.state(), cuda.manifest)
+    state = load_state(tmp_path / "state", cpu.manifest)
+    rest = "".join(event.text for event in cpu.generate(max_tokens=20, state=state))
+    assert begun + rest == "".join(event.text for event in cpu.generate("Marta", max_tokens=40, seed=3))
+
+
+@pytest.mark.parametrize("path", [TRANSLATOR, WORDS], ids=lambda path: path.name)
+@pytest.mark.parametrize("beam", [1, 4])
+def test_translations(path: Path, beam: int) -> None:
+    sentences = ["the small house", "a red dog sees the old man .", "a dog"] * 3
+    found = []
+    for device in ("cuda", "cpu"):
+        translator = Translator.load(path, device=device)
+        found.append(
+            [
+                item.candidates[0].text
+                for item in translator.translate_sentences(sentences, translator.options(beam=beam))
+            ]
+        )
+    assert found[0] == found[1]
