@@ -18,6 +18,7 @@ round: above 1, ours is faster. Then summaries, what was left out and why, machi
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--chunk", type=float, default=0.05, help="seconds of one peer in one round and mode")
     parser.add_argument("--limit", type=float, default=60, help="seconds to wait for an answer; conversions get more")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep there what is converted")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there too")
     options = parser.parse_args()
 
@@ -61,8 +63,10 @@ def main() -> None:
             print(f"{peer.name}: environment {peer.environment}{'' if ready else ', not installed'}")
         return
 
-    with tempfile.TemporaryDirectory() as work:
-        settings = Settings(options.environments, Path(work), options.rounds, options.chunk, options.limit, say)
+    with contextlib.ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work.mkdir(parents=True, exist_ok=True)
+        settings = Settings(options.environments, work.resolve(), options.rounds, options.chunk, options.limit, say)
         bench = Bench(peers, settings)
         before = machine()
         for cell in options.cells:

@@ -117,12 +117,15 @@ class Bench:
         if converter is None:
             return place
         key = converter, shape
+        done = place / f"{converter.variant}-{shape.batch}.done"  # of an earlier run with the same folder
         if key not in self._converted:
             self._converted[key] = None
+        if self._converted[key] is None and not done.exists():
             given = {"shape": shape.to_json(), "weights": str(weights), "folder": str(place)}
             try:
                 with self._process(converter.environment, slow=True) as process:
                     process.ask("convert", module=converter.module, variant=converter.variant, **given)
+                done.touch()
             except (SkippedError, PeerError) as error:
                 self._converted[key] = error
         failure = self._converted[key]
