@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.buffers import Buffer
-from rnn_edge.errors import BundleError
 from rnn_edge.onnx_nodes import Node, Tensor, graph_bytes
-from rnn_edge.providers import first_line
+from rnn_edge.providers import run_failure
 from rnn_edge.sampling import Logits
 from rnn_edge.state import State, zero_state
 
@@ -90,9 +89,7 @@ class Chooser:
             for slot in slots:
                 self._run(self._bindings[slot], self._options[slot])
         except Exception as error:  # the runtime's exceptions share no base class
-            raise BundleError(
-                f"{self._where}: the graph fails: {first_line(error)}", "export the bundle again"
-            ) from error
+            raise run_failure(self._where, error) from error
         self._slot = (self._slot + count) % DEPTH
         self._ran = count
         for slot in slots:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_edge.errors import BundleError
-from rnn_edge.providers import Device, first_line
+from rnn_edge.providers import Device, run_failure
 from rnn_edge.state import State
 from rnn_edge.stepper import FLOAT, INTEGER, LENGTHS, Memory, Port, StepGraph, Stepper, open_graph
 
@@ -72,9 +71,7 @@ class EncoderDecoderGraphs:
         try:
             found: list[Any] = self.encoder.run(names, {"source": padded, LENGTHS: lengths})
         except Exception as error:  # the runtime's exceptions share no base class
-            raise BundleError(
-                f"{self._where}: the graph fails: {first_line(error)}", "export the bundle again"
-            ) from error
+            raise run_failure(self._where, error) from error
         tensors = dict(zip(names, found, strict=True))
         memory = {item.name: tensors[item.name] for item in manifest.memory}
         return Encoded(memory | {LENGTHS: lengths}, State({pair.input: tensors[pair.input] for pair in manifest.state}))

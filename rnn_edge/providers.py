@@ -136,20 +136,11 @@ def captures_graphs(session: InferenceSession) -> bool:
     return bool(session.get_provider_options().get(_CUDA, {}).get(_CAPTURE) == "1")
 
 
-def captured_run(number: int) -> RunOptions:
+def capturing_run(number: int) -> RunOptions:
     """Options of runs with the same buffers each time: the first is captured under this number, the others replay it.
 
-    The first executes the graph twice, so it may not write what it reads.
+    The first executes the graph twice, so it may not write what it reads. The number −1 captures nothing.
     """
-    return _run_options(number)
-
-
-def uncaptured_run() -> RunOptions:
-    """Options of a run with any buffers, in a session whose runs may be captured."""
-    return _run_options(-1)
-
-
-def _run_options(number: int) -> RunOptions:
     options = _import_runtime().RunOptions()
     options.add_run_config_entry(_CAPTURED_AS, str(number))
     return options
@@ -168,6 +159,11 @@ def _import_runtime() -> Any:  # a module without types
             "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'rnn-edge[cpu]'",
         )
     return onnxruntime
+
+
+def run_failure(where: str, error: Exception) -> BundleError:
+    """What to raise where a graph fails while it runs."""
+    return BundleError(f"{where}: the graph fails: {first_line(error)}", "export the bundle again")
 
 
 def first_line(error: Exception) -> str:

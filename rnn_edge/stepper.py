@@ -20,12 +20,11 @@ from rnn_edge.errors import BundleError, InvalidValueError
 from rnn_edge.onnx_file import summarise
 from rnn_edge.providers import (
     Device,
-    captured_run,
     captures_graphs,
-    first_line,
+    capturing_run,
     open_session,
+    run_failure,
     session_device,
-    uncaptured_run,
 )
 from rnn_edge.reordering import Reordering, reordering_session
 from rnn_edge.state import State, check_state, zero_state
@@ -88,7 +87,7 @@ class StepGraph:
         self.threads = threads or 1
         self._captures = captures_graphs(self.session)
         self._captured = 0
-        self.uncaptured = uncaptured_run() if self._captures else None
+        self.uncaptured = capturing_run(-1) if self._captures else None
         self._choosers: list[Chooser] = []
         self._reordering_session: InferenceSession | None = None
 
@@ -117,7 +116,7 @@ class StepGraph:
     def capture(self) -> RunOptions | None:
         """Options of runs that always use the same buffers: on CUDA the first is captured, the others replay it."""
         self._captured += 1
-        return captured_run(self._captured) if self._captures else None
+        return capturing_run(self._captured) if self._captures else None
 
     def step(self, tokens: Tokens, state: State) -> tuple[Logits, State]:
         """One step without side effects: tokens int64 [batch], state → logits [batch, vocabulary], next state."""
@@ -169,9 +168,7 @@ class Stepper:
         try:
             self._run(self._bindings[self._side], self._options)
         except Exception as error:  # the runtime's exceptions share no base class
-            raise BundleError(
-                f"{self._where}: the graph fails: {first_line(error)}", "export the bundle again"
-            ) from error
+            raise run_failure(self._where, error) from error
         self._side = 1 - self._side
         return self._logits.array
 
