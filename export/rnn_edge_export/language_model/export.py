@@ -65,7 +65,10 @@ class LanguageModelSource:
                 parameters=parameter_count(self.model),
             ),
             graphs={"step": STEP_FILE},
-            state=tuple(StatePair(item, f"{item}_next", section.hidden, "float32") for item in names),
+            state=tuple(
+                StatePair(item, f"{item}_next", width, "float32")
+                for item, width in zip(names, self.model.state_widths(), strict=True)
+            ),
             tokenizer=TokenizerSpec(TOKENIZER_FILE, "character", self.tokenizer.vocabulary_size),
             special_ids=SpecialIds(start=self.tokenizer.id_of("\n")),
             sampling=SamplingDefaults(),

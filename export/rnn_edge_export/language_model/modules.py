@@ -52,6 +52,10 @@ class RecurrentLanguageModel(nn.Module):
         """Names of the state tensors in flat order: h0, c0, h1, c1, …"""
         return layers.state_names(self.recipe.cell, self.recipe.layers)
 
+    def state_widths(self) -> list[int]:
+        """Their widths."""
+        return [self.recipe.hidden] * len(self.state_names())
+
     def _drop(self, x: Tensor, chance: float) -> Tensor:
         return layers.drop(x, chance, training=self.training, locked=self.recipe.locked_dropout)
 

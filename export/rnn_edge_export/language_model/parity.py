@@ -32,14 +32,15 @@ def check_parity(model: RecurrentLanguageModel, bundle: Bundle) -> list[Check]:
 @torch.no_grad()
 def _checks(model: RecurrentLanguageModel, graph: StepGraph) -> Iterator[Check]:
     random = np.random.default_rng(0)
-    names = model.state_names()
+    vocabulary_size, widths = _sizes(graph)
+    names = list(widths)
     for batch in BATCHES:
-        tokens = random.integers(0, model.embedding.num_embeddings, (max(STEPS), batch))
-        first = _random_state(random, names, model.recipe.hidden, batch)
+        tokens = random.integers(0, vocabulary_size, (max(STEPS), batch))
+        first = _random_state(random, widths, batch)
         stepper = graph.stepper(batch)
         stepper.load(first)
         expected_state = to_model(first, model)
-        singles = np.empty((max(STEPS), batch, model.embedding.num_embeddings), np.float32)
+        singles = np.empty((max(STEPS), batch, vocabulary_size), np.float32)
         for step in range(max(STEPS)):
             singles[step] = stepper.step(tokens[step])
             logits, expected_state = model(torch.from_numpy(tokens[step : step + 1]), expected_state)
@@ -51,20 +52,20 @@ def _checks(model: RecurrentLanguageModel, graph: StepGraph) -> Iterator[Check]:
         logits, _ = model(torch.from_numpy(tokens), to_model(first, model))
         distance = difference(singles, logits.numpy())
         yield Check(f"{max(STEPS)} single steps against one long run", distance, LOGITS_TOLERANCE)
-    yield from _wiring(graph, model, names, random)
+    yield from _wiring(graph, model, random)
     yield Check("state saved and loaded in mid-stream", resumption_difference(graph), 0.0)
 
 
-def _wiring(
-    graph: StepGraph, model: RecurrentLanguageModel, names: list[str], random: np.random.Generator
-) -> Iterator[Check]:
+def _wiring(graph: StepGraph, model: RecurrentLanguageModel, random: np.random.Generator) -> Iterator[Check]:
     """Change one state input at a time: every output must answer as the model's does, and its own must change."""
-    tokens = random.integers(0, model.embedding.num_embeddings, 3)
-    base = _random_state(random, names, model.recipe.hidden, 3)
+    vocabulary_size, widths = _sizes(graph)
+    names = list(widths)
+    tokens = random.integers(0, vocabulary_size, 3)
+    base = _random_state(random, widths, 3)
     _, rest = graph.step(tokens, base)
     worst, still = 0.0, 0.0
     for name in names:
-        moved = State({**base.tensors, name: _random_state(random, [name], model.recipe.hidden, 3).tensors[name]})
+        moved = State({**base.tensors, name: _random_state(random, {name: widths[name]}, 3).tensors[name]})
         _, answer = graph.step(tokens, moved)
         _, expected = model(torch.from_numpy(tokens[None]), to_model(moved, model))
         worst = max(worst, state_difference(answer, from_model(expected, names)))
@@ -96,8 +97,14 @@ def from_model(state: ModelState, names: list[str]) -> State:
     return State(dict(zip(names, flat, strict=True)))
 
 
-def _random_state(random: np.random.Generator, names: list[str], width: int, batch: int) -> State:
-    def draw() -> NDArray[np.float32]:
+def _sizes(graph: StepGraph) -> tuple[int, dict[str, int]]:
+    """The vocabulary, and the widths of the state tensors in flat order."""
+    manifest = graph.manifest
+    return manifest.tokenizer.vocabulary_size, {pair.input: pair.width for pair in manifest.state}
+
+
+def _random_state(random: np.random.Generator, widths: dict[str, int], batch: int) -> State:
+    def draw(width: int) -> NDArray[np.float32]:
         return random.uniform(-1, 1, (batch, width)).astype(np.float32)
 
-    return State({name: draw() for name in names})
+    return State({name: draw(width) for name, width in widths.items()})
