@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from benchmarks.common import CELLS, CHARACTERS, EMBEDDING, interleave, machine, ratio, table, verdict
 from rnn_edge.manifest import Cell
 from rnn_edge.tokenizer import character_tokenizer
-from rnn_edge_export.language_model.data import Corpus
+from rnn_edge_export.language_model.data import Corpus, Part
 from rnn_edge_export.language_model.task import LanguageModelTask
 from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
 from rnn_edge_export.training import Trainer
@@ -92,9 +93,9 @@ def main() -> None:
 
 def synthetic_corpus(batch: int, length: int) -> Corpus:
     """Random tokens: speed does not depend on them."""
-    random = torch.Generator().manual_seed(0)
-    tokens = torch.randint(len(CHARACTERS), (WINDOWS * batch * length + 1,), generator=random)
-    return Corpus(character_tokenizer(CHARACTERS), tokens, tokens[: 2 * length], "", "", "random tokens")
+    tokens = np.random.default_rng(0).integers(0, len(CHARACTERS), WINDOWS * batch * length + 1, np.uint16)
+    train, valid = (Part(some, len(some), "random tokens") for some in (tokens, tokens[: 2 * length]))
+    return Corpus(character_tokenizer(CHARACTERS), train, valid)
 
 
 def our_chunk(events: Iterator[TrainingEvent]) -> Callable[[], None]:
@@ -127,7 +128,8 @@ class BareLoop:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
-        streams = corpus.train[:-1].view(training.batch_size, -1).t().contiguous().to(device)  # [steps, streams]
+        tokens = torch.from_numpy(corpus.train.tokens[:-1].astype(np.int64))
+        streams = tokens.view(training.batch_size, -1).t().contiguous().to(device)  # [steps, streams]
         self.inputs, self.targets = streams, torch.roll(streams, -1, 0)
         self.state: tuple[Tensor, ...] | Tensor | None = None
         self.place = 0

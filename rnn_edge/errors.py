@@ -1,5 +1,7 @@
 """One small hierarchy: every error names the thing, and its hint names the mend."""
 
+from typing import Self
+
 
 class RnnEdgeError(Exception):
     """A mistake that a user can mend.
@@ -13,6 +15,10 @@ class RnnEdgeError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Both arguments, so that it survives the way from another process."""
+        return type(self), (self.message, self.hint)
 
 
 class InvalidValueError(RnnEdgeError, ValueError):

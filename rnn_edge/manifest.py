@@ -22,6 +22,7 @@ Task = Literal["language-model", "translation"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]  # of the weights in the file
 Lowering = Literal["operator", "cell"]
 Cell = Literal["lstm", "gru", "rnn"]
+TokenizerKind = Literal["character", "byte", "subword", "word"]
 AttentionKind = Literal["dot", "general", "bahdanau"]
 
 
@@ -51,7 +52,7 @@ class TokenizerSpec:
     """The tokenizer's file and what a reader wants to know before opening it."""
 
     file: str
-    kind: Literal["character", "subword", "word"]
+    kind: TokenizerKind
     vocabulary_size: int
 
 

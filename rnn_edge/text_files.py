@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import NoReturn
 
 from rnn_edge.errors import DataError, InvalidValueError
 
@@ -21,18 +22,28 @@ def read_text(path: Path, encoding: str) -> tuple[str, str]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
     if not content:
-        raise DataError(f"{path} is empty", "give a text file with some text in it")
+        raise_empty(path)
     try:
         return content.decode(encoding), hashlib.sha256(content).hexdigest()
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
+        raise_not_text(path, encoding, error)
+
+
+def raise_empty(path: Path) -> NoReturn:
+    """A file that should have text has none."""
+    raise DataError(f"{path} is empty", "give a text file with some text in it")
+
+
+def raise_not_text(path: Path, encoding: str, error: LookupError | UnicodeError, before: int = 0) -> NoReturn:
+    """What decoding raised, as an error with a mend; ``before`` is the number of bytes in front of those decoded."""
+    if isinstance(error, LookupError):
         raise InvalidValueError(f"--encoding {encoding} is unknown", "use a name like utf-8 or latin-1") from error
-    except UnicodeDecodeError as error:  # before its base class, which codecs that are not for files raise
+    if isinstance(error, UnicodeDecodeError):  # others come from codecs that are not for files
         raise DataError(
-            f"{path} is not {encoding}: byte {error.start} is 0x{content[error.start]:02x}",
+            f"{path} is not {encoding}: byte {before + error.start} is 0x{error.object[error.start]:02x}",
             "convert the file, or name its encoding with --encoding (for example latin-1)",
         ) from error
-    except UnicodeError as error:
-        raise DataError(f"{path} is not {encoding}: {error}", "name its encoding with --encoding") from error
+    raise DataError(f"{path} is not {encoding}: {error}", "name its encoding with --encoding") from error
 
 
 def read_pairs(paths: list[Path], encoding: str = "utf-8") -> tuple[list[Pair], str]:

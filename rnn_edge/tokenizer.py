@@ -2,6 +2,10 @@
 
 Decoding is defined over bytes: each token stands for some bytes, and a text is the UTF-8 reading of their
 concatenation, with U+FFFD for what is not UTF-8. Streaming follows the same definition piece by piece.
+
+What a token stands for is told by the decoder of its ``tokenizer.json``: ``Fuse`` for characters as they are,
+``ByteLevel`` for bytes spelled in GPT-2's alphabet, and none at all, which joins by spaces, for words that stood
+between spaces: each brings the space before it, and a line end brings none.
 """
 
 from __future__ import annotations
@@ -62,6 +66,7 @@ class Tokenizer:
                 )
             if missing:
                 text = text.translate(dict.fromkeys(map(ord, missing)))
+            return list(map(self._characters.__getitem__, text))  # the same ids as the library's, without its objects
         try:
             return list(self._encoder.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # the library raises bare Exception
@@ -102,6 +107,11 @@ class Tokenizer:
         """The id of a token, or None."""
         found: int | None = self._encoder.token_to_id(token)
         return found
+
+    @property
+    def line_end(self) -> int | None:
+        """The id of the token that is a line end and nothing else, or None."""
+        return self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else None
 
 
 class StreamDecoder:
@@ -165,10 +175,10 @@ _CHARACTER_SPLIT = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior"
 
 def _token_bytes(encoder: Encoder, description: dict[str, object], where: str) -> tuple[bytes, ...]:
     decoder = description.get("decoder")
-    kind = decoder.get("type") if isinstance(decoder, dict) else None
-    if kind not in ("Fuse", "ByteLevel"):
-        raise BundleError(f"{where} has a decoder of type {kind}", "use a decoder of type Fuse or ByteLevel")
-    alphabet = {character: byte for byte, character in enumerate(_byte_level_alphabet())}
+    kind = decoder.get("type") if isinstance(decoder, dict) else decoder
+    if kind not in ("Fuse", "ByteLevel", None):
+        raise BundleError(f"{where} has a decoder of type {kind}", "use a decoder of type Fuse or ByteLevel, or none")
+    alphabet = {character: byte for byte, character in enumerate(byte_level_alphabet())}
     special = {index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
     table: list[bytes] = []
     for index in range(encoder.get_vocab_size()):
@@ -177,6 +187,8 @@ def _token_bytes(encoder: Encoder, description: dict[str, object], where: str) -
             raise BundleError(f"{where} has no token with id {index}", "export the bundle again")
         if index in special:
             table.append(b"")
+        elif kind is None:
+            table.append(b"\n" if token == "\n" else b" " + token.encode())
         elif kind == "ByteLevel" and all(character in alphabet for character in token):
             table.append(bytes(alphabet[character] for character in token))
         else:
@@ -184,7 +196,7 @@ def _token_bytes(encoder: Encoder, description: dict[str, object], where: str) -
     return tuple(table)
 
 
-def _byte_level_alphabet() -> Sequence[str]:
+def byte_level_alphabet() -> Sequence[str]:
     """The printable character that stands for each byte in byte-level vocabularies (Radford et al. 2019, GPT-2).
 
     Bytes that are printable in Latin-1 stand for themselves; the others are moved to U+0100 and up, in order.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from rnn_edge.errors import InvalidValueError, RunError
-from rnn_edge.manifest import AttentionKind, Cell, Task
+from rnn_edge.manifest import AttentionKind, Cell, Task, TokenizerKind
 from rnn_edge.schema import SchemaError, decode, encode
 
 T = TypeVar("T")
@@ -27,8 +27,8 @@ def probability(default: float, help: str) -> float:  # noqa: A002
 class DataRecipe:
     """The corpus by title, public source, licence and hash. Its path is an argument, never part of a recipe.
 
-    ``valid_sha256`` is the hash of the validation file, empty where a part of the corpus serves. ``longest`` is the
-    longest source side that was trained on, in tokens; 0 for a language model.
+    Hashes are of all files of a kind, one behind the other; ``valid_sha256`` and ``test_sha256`` are empty where a part
+    of the corpus serves. ``longest`` is the longest source side that was trained on, in tokens; 0 for a language model.
     """
 
     title: str = ""
@@ -36,6 +36,7 @@ class DataRecipe:
     licence: str = ""
     sha256: str = ""
     valid_sha256: str = ""
+    test_sha256: str = ""
     longest: int = 0
 
 
@@ -121,8 +122,29 @@ class StreamSection(OptimisationSection):
 
     batch_size: int = option(64, "Parallel streams of text.", minimum=1)
     sequence_length: int = option(128, "Steps that gradients flow back through.", minimum=1)
+    tokenizer: TokenizerKind = option(
+        "character", "What a token is: character, byte, word or subword (byte-level BPE)."
+    )
+    vocabulary_size: int = option(8000, "Tokens of a vocabulary of words or subwords, at most.", minimum=3)
+    minimum_count: int = option(1, "Words that occur less often become <unk>.", minimum=1)
+    words: Literal["text", "spaces"] = option(
+        "text", "Words and punctuation marks of plain text, or what stands between spaces in tokenised text."
+    )
     reset_probability: float = probability(0.0, "Chance that a stream starts a window from a zero state.")
     validation_fraction: float = probability(0.1, "Last part of the corpus kept for validation without --valid.")
+    test_fraction: float = probability(0.0, "Part of the corpus after that, kept for the test without --test.")
+
+    def check(self) -> None:
+        """Raises InvalidValueError for values that exclude each other."""
+        super().check()
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise InvalidValueError(
+                "--validation-fraction and --test-fraction leave nothing to train on", "let them sum to less than 1"
+            )
+        if self.tokenizer == "subword" and self.vocabulary_size < 256:
+            raise InvalidValueError(
+                f"--vocabulary-size is {self.vocabulary_size}", "subwords have 256 bytes among them: use at least 256"
+            )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 
 from rnn_edge.bundle import Bundle
 from rnn_edge.manifest import Lowering
-from rnn_edge_export.language_model.data import load_corpus
+from rnn_edge_export.language_model.data import Texts, load_corpus
 from rnn_edge_export.language_model.export import load_source
 from rnn_edge_export.language_model.task import LanguageModelTask
 from rnn_edge_export.onnx_export import export_bundle
@@ -77,8 +77,9 @@ def main(names: list[str]) -> None:
 
 def language_model(name: str, model: LanguageModelSection, lowering: Lowering) -> Made:
     """Characters of one small text."""
-    corpus = load_corpus(CORPUS, None, TRAINING)
-    data = DataRecipe("The lighthouse keeper's ledger", "tests/data/corpus.txt", "MIT", corpus.sha256)
+    texts = Texts.survey([CORPUS])
+    corpus = load_corpus(texts, TRAINING)
+    data = DataRecipe("The lighthouse keeper's ledger", "tests/data/corpus.txt", "MIT", texts.corpus.sha256)
     recipe = LanguageModelRecipe(
         title=f"Tiny {model.cell.upper()} for tests", data=data, model=model, training=TRAINING
     )

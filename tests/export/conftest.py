@@ -19,9 +19,10 @@ from rnn_edge_export.recipe import DataRecipe, LanguageModelRecipe, LanguageMode
 
 if TYPE_CHECKING:
     from rnn_edge.bundle import Bundle
+    from rnn_edge_export.language_model.data import Window
     from rnn_edge_export.language_model.export import LanguageModelSource
     from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-    from rnn_edge_export.language_model.task import LanguageModelTask, Window
+    from rnn_edge_export.language_model.task import LanguageModelTask
     from rnn_edge_export.training import Trainer
 
     class LanguageModelTrainer(Trainer[Window, RecurrentLanguageModel]):
@@ -164,7 +165,7 @@ def make_trainer(tmp_path: Path, text: str) -> MakeTrainer:
     def make(
         name: str | None = None, *, resume: bool = False, corpus: str = text[:3000], model: Any = None, **changes: Any
     ) -> "LanguageModelTrainer":
-        from rnn_edge_export.language_model.data import load_corpus
+        from rnn_edge_export.language_model.data import Texts, load_corpus
         from rnn_edge_export.language_model.task import LanguageModelTask
         from rnn_edge_export.training import Trainer
 
@@ -175,7 +176,7 @@ def make_trainer(tmp_path: Path, text: str) -> MakeTrainer:
             model=model or LanguageModelSection(embedding=6, hidden=12, layers=2),
             training=replace(SMALL_TRAINING, **changes),
         )
-        task = LanguageModelTask(plan, load_corpus(path, None, plan.training))
+        task = LanguageModelTask(plan, load_corpus(Texts.survey([path]), plan.training))
         return cast("LanguageModelTrainer", Trainer(task, directory, "cpu", resume=resume))
 
     return make

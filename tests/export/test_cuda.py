@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rnn_edge_export.hardware import resolve_device, resolve_precision
-from rnn_edge_export.language_model.data import load_corpus
+from rnn_edge_export.language_model.data import Texts, load_corpus
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.language_model.task import LanguageModelTask
 from rnn_edge_export.onnx_export import export_bundle
@@ -56,7 +56,7 @@ def test_a_run_trains_resumes_and_exports(tmp_path: Path, text: str, precision: 
         precision=precision,
     )
     plan = LanguageModelRecipe(model=_MODEL, training=training)
-    corpus = load_corpus(corpus_file, None, training)
+    corpus = load_corpus(Texts.survey([corpus_file]), training)
     trainer = Trainer(LanguageModelTask(plan, corpus), tmp_path / "run", "cuda", resume=False)
     losses = []
     for event in trainer.run():

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rnn_edge.errors import DataError, InvalidValueError
 from rnn_edge.text_files import read_text
-from rnn_edge_export.language_model.data import load_corpus, windows, windows_per_epoch
+from rnn_edge.tokenizer import character_tokenizer
+from rnn_edge_export.language_model import text_source
+from rnn_edge_export.language_model.data import Corpus, Part, Texts, load_corpus, windows, windows_per_epoch
 from rnn_edge_export.recipe import StreamSection
 
 _SMALL = StreamSection(batch_size=2, sequence_length=4)
+
+
+def _text(corpus: Corpus, part: Part) -> str:
+    return corpus.tokenizer.decode(part.tokens.tolist())
 
 
 def _file(folder: Path, content: bytes, name: str = "text.txt") -> Path:
@@ -25,44 +33,73 @@ def _file(folder: Path, content: bytes, name: str = "text.txt") -> Path:
 @pytest.mark.parametrize("length", [100, 101, 109, 999, 1003])
 def test_the_last_tenth_is_validation(tmp_path: Path, length: int) -> None:
     text = ("an ünusual ☃ line\n" * 60)[:length]
-    corpus = load_corpus(_file(tmp_path, text.encode()), None, _SMALL)
+    texts = Texts.survey([_file(tmp_path, text.encode())])
+    corpus = load_corpus(texts, _SMALL)
     split = int(length * 0.9)  # characters, not bytes
-    assert corpus.tokenizer.decode(corpus.train.tolist()) == text[:split]
-    assert corpus.tokenizer.decode(corpus.valid.tolist()) == text[split:]
-    assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
-    assert corpus.valid_sha256 == ""
-    assert corpus.valid_source == "the last 10% of text.txt"
+    assert _text(corpus, corpus.train) == text[:split]
+    assert _text(corpus, corpus.valid) == text[split:]
+    assert (corpus.train.characters, corpus.valid.characters) == (split, length - split)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    assert texts.hashes == {"sha256": sha256, "valid_sha256": "", "test_sha256": ""}
+    assert corpus.valid.source == "the last 10% of text.txt"
+    assert corpus.test is None
 
 
-def test_another_share_for_validation(tmp_path: Path) -> None:
-    corpus = load_corpus(
-        _file(tmp_path, b"abcd" * 50), None, StreamSection(batch_size=2, sequence_length=4, validation_fraction=0.25)
+def test_fractions_for_validation_and_test(tmp_path: Path) -> None:
+    text = "abcdefghij" * 20
+    texts = Texts.survey([_file(tmp_path, text.encode())])
+    corpus = load_corpus(texts, replace(_SMALL, validation_fraction=0.25))
+    assert (_text(corpus, corpus.train), _text(corpus, corpus.valid)) == (text[:150], text[150:])
+    assert corpus.valid.source == "the last 25% of text.txt"
+    corpus = load_corpus(texts, replace(_SMALL, validation_fraction=0.2, test_fraction=0.3))
+    assert corpus.test is not None
+    parts = [_text(corpus, part) for part in (corpus.train, corpus.valid, corpus.test)]
+    assert parts == [text[:100], text[100:140], text[140:]]
+    assert corpus.valid.source == "the last 20% of text.txt before the test's 30%"
+    assert corpus.test.source == "the last 30% of text.txt"
+
+
+def test_files_of_their_own_leave_the_corpus_whole(tmp_path: Path) -> None:
+    train, valid, test = (
+        _file(tmp_path, content, name)
+        for content, name in [(b"abc" * 20, "a.txt"), (b"cab!", "held.txt"), (b"b?", "last.txt")]
     )
-    assert (len(corpus.train), len(corpus.valid)) == (150, 50)
-    assert "25%" in corpus.valid_source
+    texts = Texts.survey([train], [valid], [test])
+    corpus = load_corpus(texts, _SMALL)
+    assert corpus.test is not None
+    parts = [_text(corpus, part) for part in (corpus.train, corpus.valid, corpus.test)]
+    assert parts == ["abc" * 20, "cab!", "b?"]  # the vocabulary has "!" and "?"
+    assert (corpus.valid.source, corpus.test.source) == ("held.txt", "last.txt")
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (train, valid, test)]
+    assert list(texts.hashes.values()) == digests
 
 
-def test_a_validation_file_leaves_the_corpus_whole(tmp_path: Path) -> None:
-    train, valid = _file(tmp_path, b"abc" * 20), _file(tmp_path, b"cab!", "held.txt")
-    corpus = load_corpus(train, valid, _SMALL)
-    assert corpus.tokenizer.decode(corpus.train.tolist()) == "abc" * 20
-    assert corpus.tokenizer.decode(corpus.valid.tolist()) == "cab!"  # its "!" is in the vocabulary
-    assert corpus.valid_source == "held.txt"
-    assert corpus.valid_sha256 == hashlib.sha256(b"cab!").hexdigest()
+def test_many_files_are_one_text(tmp_path: Path) -> None:
+    for name, content in [("b.txt", "ü\n"), ("a.txt", "abc " * 9), ("c.md", "no")]:
+        _file(tmp_path, content.encode(), name)
+    whole = Texts.survey([_file(tmp_path, ("abc " * 9 + "ü\n").encode(), "whole")])
+    parts = Texts.survey([tmp_path / "*.txt"])
+    assert [path.name for path in parts.corpus.paths] == ["a.txt", "b.txt"]
+    assert parts.hashes == whole.hashes
+    assert parts.corpus.alphabet == whole.corpus.alphabet == set("abc ü\n")
+    assert "".join(parts.corpus.chunks()) == "".join(whole.corpus.chunks())
+    assert parts.corpus.name == "a.txt and 1 more files"
+    with pytest.raises(DataError, match="no file matches"):
+        Texts.survey([tmp_path / "*.html"])
 
 
-def test_the_table_gives_the_tokenizers_ids(tmp_path: Path) -> None:
+def test_characters_of_all_kinds(tmp_path: Path) -> None:
     text = 'tabs\tand\r\nline ends, "quotes", ünïcode, 漢字, 😀 and \u2028 and \x00.\n' * 9
-    corpus = load_corpus(_file(tmp_path, text.encode()), None, _SMALL)
-    ids = torch.cat([corpus.train, corpus.valid])
-    assert ids.dtype == torch.int64
+    corpus = load_corpus(Texts.survey([_file(tmp_path, text.encode())]), _SMALL)
+    ids = np.concatenate([corpus.train.tokens, corpus.valid.tokens])
+    assert ids.dtype == np.uint16
     assert ids.tolist() == corpus.tokenizer.encode(text)
     assert corpus.tokenizer.decode(ids.tolist()) == text  # \r\n has not become \n
 
 
 @pytest.mark.parametrize(("count", "batch", "length"), [(101, 4, 5), (100, 4, 5), (37, 3, 4), (9, 2, 4), (50, 1, 7)])
 def test_streams_are_contiguous_and_do_not_overlap(count: int, batch: int, length: int) -> None:
-    tokens = torch.arange(count)
+    tokens = np.arange(count, dtype=np.uint16)
     pairs = list(windows(tokens, batch, length))
     assert len(pairs) == windows_per_epoch(count, batch, length) == (count - 1) // batch // length
     for inputs, targets in pairs:
@@ -77,7 +114,7 @@ def test_streams_are_contiguous_and_do_not_overlap(count: int, batch: int, lengt
 
 
 def test_an_offset_reads_the_text_as_a_ring() -> None:
-    tokens = torch.arange(21)
+    tokens = np.arange(21, dtype=np.uint16)
     pairs = list(windows(tokens, 2, 5, offset=17))
     streams = torch.cat([inputs for inputs, _ in pairs])
     assert streams[:, 0].tolist() == [17, 18, 19, 20, 0, 1, 2, 3, 4, 5]
@@ -88,30 +125,31 @@ def test_an_offset_reads_the_text_as_a_ring() -> None:
 
 def test_a_text_just_long_enough(tmp_path: Path) -> None:
     valid = _file(tmp_path, b"ab", "valid.txt")
-    assert len(load_corpus(_file(tmp_path, b"abababab" + b"a"), valid, _SMALL).train) == 9
+    assert len(load_corpus(Texts.survey([_file(tmp_path, b"abababab" + b"a")], [valid]), _SMALL).train.tokens) == 9
     with pytest.raises(DataError, match="has 8 training tokens; 2 streams of 4 steps need 9"):
-        load_corpus(_file(tmp_path, b"abababab"), valid, _SMALL)
+        load_corpus(Texts.survey([_file(tmp_path, b"abababab")], [valid]), _SMALL)
 
 
 def test_too_little_for_validation(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"validation text .*has 1 tokens"):
-        load_corpus(_file(tmp_path, b"abcdefghijklmno"), None, _SMALL_FRACTION)
+        load_corpus(Texts.survey([_file(tmp_path, b"abcdefghijklmno")]), _SMALL_FRACTION)
     with pytest.raises(DataError, match=r"validation text \(one.txt\) has 1 tokens"):
-        load_corpus(_file(tmp_path, b"ab" * 20), _file(tmp_path, b"a", "one.txt"), _SMALL)
+        load_corpus(Texts.survey([_file(tmp_path, b"ab" * 20)], [_file(tmp_path, b"a", "one.txt")]), _SMALL)
 
 
 _SMALL_FRACTION = StreamSection(batch_size=2, sequence_length=4, validation_fraction=0.01)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    good = _file(tmp_path, b"ab" * 20, "good.txt")
     for path, message in [
         (tmp_path / "missing.txt", "cannot read"),
         (tmp_path, "is a folder"),
         (_file(tmp_path, b""), "is empty"),
     ]:
-        for corpus, valid in [(path, None), (_file(tmp_path, b"ab" * 20, "good.txt"), path)]:
+        for corpus, valid, test in ([path], [], []), ([good, path], [], []), ([good], [path], []), ([good], [], [path]):
             with pytest.raises(DataError, match=message) as caught:
-                load_corpus(corpus, valid, _SMALL)
+                Texts.survey(corpus, valid, test)
             assert str(path) in caught.value.message
 
 
@@ -128,7 +166,28 @@ def test_bytes_that_are_not_text_are_named(tmp_path: Path) -> None:
         read_text(_file(tmp_path, b"1234567\xe2\x98"), "utf-8")
 
 
+@pytest.mark.parametrize("read", [1, 2, 3, 7, 100])
+def test_a_bad_byte_has_the_same_place_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: int) -> None:
+    monkeypatch.setattr(text_source, "_READ", read)
+    for content, place in [("naïve ☃ ".encode() + b"\xe9t\xe9", 11), ("ab☃".encode() + b"\xe2\x98", 5)]:
+        path = _file(tmp_path, content)
+        with pytest.raises(DataError) as whole:
+            read_text(path, "utf-8")
+        with pytest.raises(DataError) as pieces:
+            Texts.survey([path])
+        assert pieces.value.message == whole.value.message
+        assert f"byte {place} is" in whole.value.message
+
+
 @pytest.mark.parametrize("encoding", ["klingon", "", "rot13"])
 def test_an_unknown_encoding(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(InvalidValueError, match="--encoding"):
         read_text(_file(tmp_path, b"abc"), encoding)
+    with pytest.raises(InvalidValueError, match="--encoding"):
+        Texts.survey([_file(tmp_path, b"abc")], encoding=encoding)
+
+
+def test_what_the_given_vocabulary_lacks_is_named(tmp_path: Path) -> None:
+    texts = Texts.survey([_file(tmp_path, "abc ☃".encode() * 20)])
+    with pytest.raises(DataError, match="the model has never seen '☃'"):
+        load_corpus(texts, _SMALL, tokenizer=character_tokenizer("abc "))

@@ -34,9 +34,30 @@ def _read(folder: Path, content: str) -> LanguageModelRecipe:
 def test_every_field_survives_the_round_trip(tmp_path: Path) -> None:
     recipe = LanguageModelRecipe(
         title="A title, with “quotes”, two\nlines and \\ a backslash",
-        data=DataRecipe("Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32, 9),
+        data=DataRecipe("Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32, "ef" * 32, 9),
         model=LanguageModelSection("gru", 7, 7, 3, True, 0.1, 0.15, 0.3, False, 0.4),
-        training=StreamSection(1.5, 0.003, 0.1, 4, 0.02, 0.5, 0.9, 12, 6, "bf16", 99, 3, 9, 0.05, 0.2),
+        training=StreamSection(
+            epochs=1.5,
+            learning_rate=0.003,
+            final_learning_rate=0.1,
+            warmup_steps=4,
+            weight_decay=0.02,
+            clip_norm=0.5,
+            average_decay=0.9,
+            validation_interval=12,
+            patience=6,
+            precision="bf16",
+            seed=99,
+            batch_size=3,
+            sequence_length=9,
+            tokenizer="word",
+            vocabulary_size=500,
+            minimum_count=2,
+            words="spaces",
+            reset_probability=0.05,
+            validation_fraction=0.2,
+            test_fraction=0.3,
+        ),
     )
     default = LanguageModelRecipe()
     for section in ("data", "model", "training"):  # no field may be left at its default, or its loss goes unseen

@@ -120,11 +120,11 @@ def test_the_best_weights_are_kept_and_scored(make_trainer: MakeTrainer) -> None
     source, valid = load_best(trainer.directory), trainer.task.corpus.valid
     assert source.recipe == trainer.recipe
     assert [score.value for score in finished.scores] == [
-        carried_loss(source.model, valid),
-        cold_block_loss(source.model, valid),
+        carried_loss(source.model, valid.tokens),
+        cold_block_loss(source.model, valid.tokens),
     ]
     assert {score.split for score in finished.scores} == {"the last 10% of trainer-corpus.txt"}
-    assert trainer.task.corpus.valid_source == "the last 10% of trainer-corpus.txt"
+    assert valid.source == "the last 10% of trainer-corpus.txt"
     assert trainer.progress.step == trainer.total_steps
 
 

@@ -1,81 +1,127 @@
-"""From a text file to token streams for training, and to the windows that validation reads."""
+"""From text files to token streams for training, and to the windows that validation reads."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rnn_edge.errors import DataError
-from rnn_edge.text_files import read_text
-from rnn_edge.tokenizer import Tokenizer, character_tokenizer
+from rnn_edge import render
+from rnn_edge.errors import DataError, UnknownTokenError
+from rnn_edge.files import write_bytes
+from rnn_edge.placement import cache_folder
+from rnn_edge.tokenizer import Tokenizer
+from rnn_edge_export.language_model.text_source import TextSource, survey
+from rnn_edge_export.language_model.token_files import Progress, Tokens, open_tokens, write_tokens
 from rnn_edge_export.recipe import StreamSection
+from rnn_edge_export.vocabularies import train_tokenizer
+
+Window = tuple[Tensor, Tensor]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+_SILENT: Bar = partial(render.progress, quiet=True)
+_FORMAT = 1  # of what is remembered: raised when tokenisers are trained or texts are cut in another way
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The files of a training: corpus, and those of validation and test where they are not parts of it."""
+
+    corpus: TextSource
+    valid: TextSource | None = None
+    test: TextSource | None = None
+
+    @classmethod
+    def survey(
+        cls, corpus: Sequence[Path], valid: Sequence[Path] = (), test: Sequence[Path] = (), encoding: str = "utf-8"
+    ) -> "Texts":
+        """Read all files once.
+
+        Raises:
+            DataError: a file is missing, empty or not text in ``encoding``.
+        """
+        return cls(survey(corpus, encoding), *(survey(files, encoding) if files else None for files in (valid, test)))
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of all files of a kind, by its field in a recipe; empty where a part of the corpus serves."""
+        texts = {"sha256": self.corpus, "valid_sha256": self.valid, "test_sha256": self.test}
+        return {field: text.sha256 if text else "" for field, text in texts.items()}
+
+    @property
+    def alphabet(self) -> frozenset[str]:
+        """Every character that occurs."""
+        return self.corpus.alphabet.union(*(text.alphabet for text in (self.valid, self.test) if text))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens [N] of one part of the data, the characters they stand for, and in words where it is from."""
+
+    tokens: Tokens
+    characters: int
+    source: str
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokenised training and validation text.
-
-    ``train`` and ``valid`` are int64 [N]; ``sha256`` is the corpus file's; ``valid_sha256`` that of --valid's file,
-    or empty; ``valid_source`` says in words where the validation text is from.
-    """
+    """Tokenised training and validation text, and a test where there is one."""
 
     tokenizer: Tokenizer
-    train: Tensor
-    valid: Tensor
-    sha256: str
-    valid_sha256: str
-    valid_source: str
+    train: Part
+    valid: Part
+    test: Part | None = None
 
 
-def load_corpus(path: Path, valid: Path | None, training: StreamSection, encoding: str = "utf-8") -> Corpus:
-    """Read, split and tokenise. The vocabulary is every character of all text given.
+def load_corpus(
+    texts: Texts, training: StreamSection, *, tokenizer: Tokenizer | None = None, bar: Bar = _SILENT
+) -> Corpus:
+    """Split and tokenise, by a new tokenizer or the one given. What was tokenised before is only mapped.
+
+    A vocabulary of characters has all that occur in any text; others are made from the training text alone.
 
     Raises:
-        DataError: a file is missing, empty, not text in ``encoding``, or too short for one window of every stream.
+        DataError: a text is too short for one window of every stream, or has what the vocabulary given lacks.
     """
-    text, sha256 = read_text(path, encoding)
-    if valid is None:
-        split = int(len(text) * (1 - training.validation_fraction))
-        train_text, valid_text, valid_sha256 = text[:split], text[split:], ""
-        source = f"the last {training.validation_fraction:.0%} of {path.name}"
-    else:
-        train_text = text
-        valid_text, valid_sha256 = read_text(valid, encoding)
-        source = valid.name
-    tokenizer = character_tokenizer(train_text + valid_text)
-    corpus = Corpus(
-        tokenizer, _encode(tokenizer, train_text), _encode(tokenizer, valid_text), sha256, valid_sha256, source
-    )
+    parts = _split(texts, training)
+    tokenizer = tokenizer or _trained(training, parts[0], texts.alphabet, bar)
+    train, validation = (_tokenise(part, tokenizer, bar) for part in parts[:2])
+    held = _tokenise(parts[2], tokenizer, bar) if parts[2] else None
     needed = training.batch_size * training.sequence_length + 1
-    if len(corpus.train) < needed:
+    if len(train.tokens) < needed:
+        names = " and ".join(map(str, texts.corpus.paths))
         raise DataError(
-            f"{path} has {len(corpus.train):,} training tokens; {training.batch_size} streams of "
+            f"{names} has {len(train.tokens):,} training tokens; {training.batch_size} streams of "
             f"{training.sequence_length} steps need {needed:,}",
             "give more text, or lower --batch-size or --sequence-length",
         )
-    if len(corpus.valid) < 2:
-        raise DataError(
-            f"the validation text ({source}) has {len(corpus.valid)} tokens",
-            "give more text with --valid, or raise --validation-fraction",
-        )
-    return corpus
+    for what, part in (("validation", validation), ("test", held)):
+        if part and len(part.tokens) < 2:
+            raise DataError(
+                f"the {what} text ({part.source}) has {len(part.tokens)} tokens",
+                f"give more text with --{what[:5]}, or raise --{what}-fraction",
+            )
+    return Corpus(tokenizer, train, validation, held)
 
 
-def windows(tokens: Tensor, batch: int, length: int, offset: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut ``tokens`` [N] into ``batch`` parallel streams and yield inputs and targets, each [length, batch].
+def windows(tokens: Tokens, batch: int, length: int, offset: int = 0, done: int = 0) -> Iterator[Window]:
+    """Cut ``tokens`` [N] into ``batch`` parallel streams and yield inputs and targets, each int64 [length, batch].
 
     The text is read as a ring from ``offset``, so that streams start elsewhere each epoch. Every stream continues in
-    the next window where the last one ended; what is left at its end, shorter than ``length``, is left out.
+    the next window where the last one ended; what is left at its end, shorter than ``length``, is left out. The first
+    ``done`` windows are passed over.
     """
-    ring = torch.roll(tokens, -offset)
-    span = (len(ring) - 1) // batch
-    inputs = ring[: span * batch].view(batch, span).t()
-    targets = ring[1 : span * batch + 1].view(batch, span).t()
-    for start in range(0, span - length + 1, length):
-        yield inputs[start : start + length], targets[start : start + length]
+    span = (len(tokens) - 1) // batch
+    streams = offset + span * np.arange(batch)
+    for start in range(done * length, span - length + 1, length):
+        places = (np.arange(start, start + length + 1)[:, None] + streams) % len(tokens)
+        window = torch.from_numpy(tokens[places].astype(np.int64))
+        yield window[:-1], window[1:]
 
 
 def windows_per_epoch(token_count: int, batch: int, length: int) -> int:
@@ -83,10 +129,76 @@ def windows_per_epoch(token_count: int, batch: int, length: int) -> int:
     return (token_count - 1) // batch // length
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> Tensor:
-    # Character by character through the library costs seconds and gigabytes for long texts; by code point it is
-    # one table look-up. Both give the same ids.
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    characters = np.unique(codes)
-    ids = np.array([tokenizer.id_of(chr(code)) for code in characters], dtype=np.int64)
-    return torch.from_numpy(ids[np.searchsorted(characters, codes)])
+@dataclass(frozen=True)
+class _Range:
+    """The characters of a text from ``start`` to ``stop``."""
+
+    text: TextSource
+    start: int
+    stop: int
+    source: str
+
+    def key(self, *more: object) -> str:
+        """Identity of this text, and of what is made of it by ``more``."""
+        facts = [_FORMAT, self.text.sha256, self.text.encoding, self.start, self.stop, *more]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _split(texts: Texts, training: StreamSection) -> tuple[_Range, _Range, _Range | None]:
+    """Training, validation and test: from files of their own, or the last characters of the corpus, the test's last."""
+    corpus, valid, test = texts.corpus, texts.valid, texts.test
+    held = 0.0 if valid else training.validation_fraction
+    last = 0.0 if test else training.test_fraction
+    first, second = int(corpus.characters * (1 - (held + last))), int(corpus.characters * (1 - last))
+
+    def part(text: TextSource | None, start: int, stop: int, source: str) -> _Range:
+        return _Range(text, 0, text.characters, text.name) if text else _Range(corpus, start, stop, source)
+
+    before = f"the last {held:.0%} of {corpus.name}" + (f" before the test's {last:.0%}" if last else "")
+    return (
+        _Range(corpus, 0, first, corpus.name),
+        part(valid, first, second, before),
+        part(test, second, corpus.characters, f"the last {last:.0%} of {corpus.name}") if test or last else None,
+    )
+
+
+def _trained(training: StreamSection, part: _Range, alphabet: frozenset[str], bar: Bar) -> Tokenizer:
+    """The tokenizer that the recipe asks for, remembered by what it was made of."""
+    if training.tokenizer in ("character", "byte"):
+        return train_tokenizer(training, list, alphabet)
+    choices = (training.tokenizer, training.vocabulary_size, training.minimum_count, training.words)
+    path = cache_folder() / "tokens" / f"{part.key(*choices)}.json"
+    if path.is_file():
+        return Tokenizer(path.read_bytes(), str(path))
+    with bar("reading words") as progress:
+
+        def chunks() -> Iterator[str]:
+            done = 0
+            for chunk in part.text.chunks(part.start, part.stop):
+                yield chunk
+                done += len(chunk)
+                progress(done, part.stop - part.start)
+
+        tokenizer = train_tokenizer(training, chunks, alphabet)
+    write_bytes(path, tokenizer.content)
+    return tokenizer
+
+
+def _tokenise(part: _Range, tokenizer: Tokenizer, bar: Bar) -> Part:
+    """The tokens of a part, made where they are not remembered."""
+    key = part.key(hashlib.sha256(tokenizer.content).hexdigest())
+    path = cache_folder() / "tokens" / f"{key}.safetensors"
+    found = open_tokens(path)
+    if found is None:
+        chunks, count = part.text.chunks(part.start, part.stop), part.stop - part.start
+        with bar("tokenising") as progress:
+            try:
+                write_tokens(path, chunks, count, tokenizer, progress)
+            except UnknownTokenError as error:
+                raise DataError(
+                    f"{part.source}: {error.message}", "train on it with a vocabulary of its own, or leave them out"
+                ) from error
+        found = open_tokens(path)
+    if found is None:  # the corpus changed between two readings, or the disk lies
+        raise DataError(f"{path} is damaged as soon as it is written", "check the disk, then run it again")
+    return Part(found.tokens, found.characters, part.source)

@@ -33,6 +33,7 @@ from rnn_edge_export.onnx_export import (
 from rnn_edge_export.parity import Check
 from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.run import TOKENIZER, RunContent, load_tokenizer
+from rnn_edge_export.vocabularies import UNKNOWN
 
 STEP_FILE = "step.onnx"
 
@@ -69,8 +70,8 @@ class LanguageModelSource:
                 StatePair(item, f"{item}_next", width, "float32")
                 for item, width in zip(names, self.model.state_widths(), strict=True)
             ),
-            tokenizer=TokenizerSpec(TOKENIZER_FILE, "character", self.tokenizer.vocabulary_size),
-            special_ids=SpecialIds(start=self.tokenizer.id_of("\n")),
+            tokenizer=TokenizerSpec(TOKENIZER_FILE, self.recipe.training.tokenizer, self.tokenizer.vocabulary_size),
+            special_ids=SpecialIds(start=self.tokenizer.line_end, unknown=self.tokenizer.id_of(UNKNOWN)),
             sampling=SamplingDefaults(),
             golden=(),
             metrics=self.metrics,

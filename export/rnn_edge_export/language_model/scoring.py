@@ -1,18 +1,19 @@
 """Validation loss in nats per token, with the state carried or from cold blocks."""
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from rnn_edge_export.language_model.data import windows
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
+from rnn_edge_export.language_model.token_files import Tokens
 
 _WINDOW = 1000
 _BLOCKS_AT_ONCE = 64
 
 
 @torch.no_grad()
-def carried_loss(model: RecurrentLanguageModel, tokens: Tensor, streams: int = 1) -> float:
+def carried_loss(model: RecurrentLanguageModel, tokens: Tokens, streams: int = 1) -> float:
     """Mean loss over ``tokens`` [N] with the state carried from a zero start.
 
     With one stream every token but the first is scored, each with all the text before it. More streams are faster:
@@ -24,16 +25,17 @@ def carried_loss(model: RecurrentLanguageModel, tokens: Tensor, streams: int = 1
     state, total, count = model.zero_state(streams), 0.0, 0
     for start in range(0, span, _WINDOW):
         length = min(_WINDOW, span - start)
-        index = torch.arange(streams)[None, :] * span + torch.arange(start, start + length)[:, None]
-        logits, state = model(tokens[index].to(device), state)
-        targets = tokens[index + 1].to(device)
+        places = np.arange(start, start + length + 1)[:, None] + span * np.arange(streams)
+        window = torch.from_numpy(tokens[places].astype(np.int64)).to(device)
+        logits, state = model(window[:-1], state)
+        targets = window[1:]
         total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
         count += targets.numel()
     return total / count
 
 
 @torch.no_grad()
-def cold_block_loss(model: RecurrentLanguageModel, tokens: Tensor, block: int = 256) -> float:
+def cold_block_loss(model: RecurrentLanguageModel, tokens: Tokens, block: int = 256) -> float:
     """Mean loss over consecutive blocks of ``block`` tokens, each from a zero state.
 
     What is left at the end, shorter than a block, is left out. This is how nanoGPT scores a transformer, except that

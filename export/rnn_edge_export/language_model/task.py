@@ -1,5 +1,6 @@
 """Language modelling as a training task: streams of text, the state carried from window to window."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from rnn_edge.manifest import Metric
 from rnn_edge.sampling import Sampler, SamplingOptions
-from rnn_edge_export.language_model.data import Corpus, windows, windows_per_epoch
+from rnn_edge_export.language_model.data import Corpus, Window, windows, windows_per_epoch
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, detach
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
 from rnn_edge_export.layers import state_names
@@ -18,7 +19,6 @@ from rnn_edge_export.run import TOKENIZER
 from rnn_edge_export.task import Evaluation
 
 _SAMPLE_TOKENS = 200
-Window = tuple[Tensor, Tensor]
 
 
 class LanguageModelTask:
@@ -27,7 +27,9 @@ class LanguageModelTask:
     def __init__(self, recipe: LanguageModelRecipe, corpus: Corpus) -> None:
         self.recipe, self.corpus = recipe, corpus
         training = recipe.training
-        self.steps_per_epoch = windows_per_epoch(len(corpus.train), training.batch_size, training.sequence_length)
+        self.steps_per_epoch = windows_per_epoch(
+            len(corpus.train.tokens), training.batch_size, training.sequence_length
+        )
         self.state: State | None = None  # zeros
 
     def describe(self) -> list[str]:
@@ -36,7 +38,8 @@ class LanguageModelTask:
         size = data.tokenizer.vocabulary_size
         return [
             f"{model.cell.upper()} {model.layers} × {model.hidden}, embedding {model.embedding}, vocabulary {size}",
-            f"{len(data.train):,} training tokens; validation on {data.valid_source} ({len(data.valid):,} tokens)",
+            f"{len(data.train.tokens):,} training tokens",
+            f"validation on {data.valid.source} ({len(data.valid.tokens):,} tokens)",
         ]
 
     def new_model(self) -> RecurrentLanguageModel:
@@ -50,11 +53,10 @@ class LanguageModelTask:
     def batches(self, epoch: int, done: int) -> Iterator[Window]:
         """Windows: inputs and targets, each [T, B]. The text is read from another offset each epoch."""
         training = self.recipe.training
-        offset = int(np.random.default_rng((training.seed, epoch)).integers(len(self.corpus.train)))
+        offset = int(np.random.default_rng((training.seed, epoch)).integers(len(self.corpus.train.tokens)))
         if done == 0:
             self.state = None
-        every = windows(self.corpus.train, training.batch_size, training.sequence_length, offset)
-        yield from (window for index, window in enumerate(every) if index >= done)
+        yield from windows(self.corpus.train.tokens, training.batch_size, training.sequence_length, offset, done)
 
     def loss(self, model: RecurrentLanguageModel, batch: Window, device: torch.device) -> tuple[Tensor, int]:
         """One window of truncated back-propagation."""
@@ -71,18 +73,27 @@ class LanguageModelTask:
 
     def evaluate(self, model: RecurrentLanguageModel, step: int) -> Evaluation:
         """Loss over a few parallel streams, which is faster; each one's zero start costs little where it is long."""
-        length = len(self.corpus.valid)
+        tokens = self.corpus.valid.tokens
+        length = len(tokens)
         streams = max(1, min(16, (length - 1) // 100), min(256, length // 10_000))
-        loss = carried_loss(model, self.corpus.valid, streams)
+        loss = carried_loss(model, tokens, streams)
         return Evaluation(loss, write_sample(model, self.corpus, seed=step), objective=loss)
 
     def scores(self, model: RecurrentLanguageModel) -> tuple[Metric, ...]:
-        """The loss of one stream with the state carried, and of cold blocks."""
-        data, split = self.recipe.data.title, self.corpus.valid_source
-        found = {"state carried from a zero start": carried_loss(model, self.corpus.valid)}
-        if len(self.corpus.valid) > 256:
-            found["consecutive blocks of 256 from a zero state"] = cold_block_loss(model, self.corpus.valid)
-        return tuple(Metric("loss", loss, "nats per token", data, split, method) for method, loss in found.items())
+        """The loss of one stream with the state carried, and of cold blocks, on validation and test."""
+        title, found = self.recipe.data.title, []
+        for part in filter(None, (self.corpus.valid, self.corpus.test)):
+            carried = carried_loss(model, part.tokens)
+            method = "state carried from a zero start"
+            found.append(Metric("loss", carried, "nats per token", title, part.source, method))
+            bits = carried / math.log(2) * (len(part.tokens) - 1) / part.characters
+            if self.recipe.training.tokenizer != "character":
+                found.append(Metric("loss", bits, "bits per character", title, part.source, method))
+            if len(part.tokens) > 256:
+                cold = cold_block_loss(model, part.tokens)
+                method = "consecutive blocks of 256 from a zero state"
+                found.append(Metric("loss", cold, "nats per token", title, part.source, method))
+        return tuple(found)
 
     def carried(self) -> dict[str, Tensor]:
         """The state: state.h0, state.c0, state.h1, …"""
@@ -105,7 +116,7 @@ def write_sample(model: RecurrentLanguageModel, corpus: Corpus, *, seed: int) ->
     """Some text by the model. Its noise is keyed by ``seed``, so it never disturbs the training's random numbers."""
     sampler = Sampler(SamplingOptions(temperature=0.8), corpus.tokenizer.vocabulary_size, seed=seed)
     device = model.output.weight.device
-    token, state = int(corpus.valid[0]), model.zero_state(1)
+    token, state = int(corpus.valid.tokens[0]), model.zero_state(1)
     ids: list[int] = []
     for _ in range(_SAMPLE_TOKENS):
         logits, state = model(torch.tensor([[token]], device=device), state)

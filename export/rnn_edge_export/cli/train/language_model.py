@@ -16,9 +16,17 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command("lm")
 @recipe_options(LanguageModelSection, StreamSection)
 def language_model(
-    corpus: Annotated[Path, typer.Argument(help="Text file to learn from.", metavar="CORPUS")],
+    corpus: Annotated[
+        list[Path],
+        typer.Argument(help="Text files to learn from, or patterns like 'texts/*.txt'.", metavar="CORPUS..."),
+    ],
     output: session.Output,
-    valid: Annotated[Path | None, typer.Option(help="Validation text; else the last part of the corpus.")] = None,
+    valid: Annotated[
+        list[Path] | None, typer.Option(help="Validation text; may be repeated. Else the last part of the corpus.")
+    ] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option(help="Text that the best weights are scored on at the end; may be repeated.")
+    ] = None,
     encoding: session.Encoding = "utf-8",
     recipe: session.RecipeFile = None,
     resume: session.Resume = False,
@@ -28,7 +36,10 @@ def language_model(
     dropout: Annotated[float | None, typer.Option(help="Sets --layer-dropout and --output-dropout.")] = None,
     **overrides: Any,
 ) -> None:
-    """Train a character language model."""
+    """Train a language model of characters, bytes, words or subwords.
+
+    Text is tokenised once, by all processors, into files that are kept in the cache folder and mapped into memory.
+    """
     for name in ("layer_dropout", "output_dropout"):
         overrides[name] = dropout if overrides[name] is None else overrides[name]
     plan = session.plan_run(
@@ -41,19 +52,22 @@ def language_model(
         threads=threads,
         overrides=overrides,
     )
-    again = ["rnn-edge", "train", "lm", str(corpus), "-o", str(output), "--resume"]
-    again += ["--valid", str(valid)] if valid else []
+    again = ["rnn-edge", "train", "lm", *map(str, corpus), "-o", str(output), "--resume"]
+    again += [word for path in valid or () for word in ("--valid", str(path))]
+    again += [word for path in test or () for word in ("--test", str(path))]
     with workstation():
-        from rnn_edge_export.language_model.data import load_corpus
+        from rnn_edge import render
+        from rnn_edge_export.language_model.data import Texts, load_corpus
         from rnn_edge_export.language_model.task import LanguageModelTask
-        from rnn_edge_export.run import start_run
+        from rnn_edge_export.run import TOKENIZER, load_tokenizer, start_run
         from rnn_edge_export.training import Trainer
 
         if not resume:
             start_run(output, force=force)
-        data = load_corpus(corpus, valid, plan.training, encoding)
-        names = (str(corpus), "the validation text")
-        plan = session.claim_data(plan, (data.sha256, data.valid_sha256), names, resume=resume)
+        texts = Texts.survey(corpus, valid or (), test or (), encoding)
+        plan = session.claim_data(plan, texts.hashes, " and ".join(map(str, corpus)), resume=resume)
+        known = load_tokenizer(output / TOKENIZER) if resume else None
+        data = load_corpus(texts, plan.training, tokenizer=known, bar=render.progress)
         session.train(
             lambda: Trainer(LanguageModelTask(plan, data), output, device, resume=resume),
             threads=threads,

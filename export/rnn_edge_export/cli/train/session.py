@@ -57,23 +57,24 @@ def plan_run(
     return (type(default).from_toml(start) if start else default).override(overrides)
 
 
-def claim_data(plan: R, hashes: tuple[str, str], names: tuple[str, str], *, resume: bool) -> R:
-    """The recipe with the hashes of training and validation data in it, and a title.
+def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool) -> R:
+    """The recipe with the hashes of the data in it, by their fields, and a title; ``corpus`` names the training data.
 
     Raises:
         DataError: a resumed run began with other data.
     """
-    data = plan.data
-    if resume and (data.sha256, data.valid_sha256) != hashes:
-        differing = names[0] if data.sha256 != hashes[0] else names[1]
+    data, names = plan.data, {"sha256": corpus, "valid_sha256": "the validation data", "test_sha256": "the test data"}
+    differing = [names[field] for field, sha256 in hashes.items() if getattr(data, field) != sha256]
+    if resume and differing:
         raise DataError(
-            f"{differing} is not what this run began with: its SHA-256 differs", "give the same files as before"
+            f"this run began with other data: the SHA-256 differs of {' and of '.join(differing)}",
+            "give the same files as before",
         )
-    if data.sha256 not in ("", hashes[0]):  # the recipe was made for other data
-        typer.echo(f"note: {names[0]} is not the corpus that the recipe names ({data.title})", err=True)
+    if data.sha256 not in ("", hashes["sha256"]):  # the recipe was made for other data
+        typer.echo(f"note: {corpus} is not the corpus that the recipe names ({data.title})", err=True)
         plan, data = replace(plan, title=""), DataRecipe()
-    title = data.title or Path(names[0]).name
-    return replace(plan, data=replace(data, title=title, sha256=hashes[0], valid_sha256=hashes[1]))
+    found: dict[str, Any] = {"title": data.title or Path(corpus).name, **hashes}
+    return replace(plan, data=replace(data, **found))
 
 
 def train(make_trainer: Callable[[], Any], *, threads: int | None, resume_command: list[str], lower: str) -> None:

@@ -69,8 +69,8 @@ def translation(
         typer.echo(f"training on {data.filtered}", err=True)
         if data.leaked:
             typer.echo(f"note: {data.leaked:,} validation pairs have a side that training has too", err=True)
-        names = (" and ".join(map(str, pairs)), "the validation data")
-        plan = session.claim_data(plan, (data.sha256, data.valid_sha256), names, resume=resume)
+        hashes = {"sha256": data.sha256, "valid_sha256": data.valid_sha256}
+        plan = session.claim_data(plan, hashes, " and ".join(map(str, pairs)), resume=resume)
         plan = replace(plan, data=replace(plan.data, longest=data.longest))
         session.train(
             lambda: Trainer(TranslationTask(plan, data), output, device, resume=resume),
