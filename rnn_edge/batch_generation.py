@@ -131,7 +131,11 @@ class _Rows:
         self._stepper = graph.stepper(len(texts))
         self._stepper.load(start.fork(len(texts)))
         self._sampler = BatchSampler(
-            options.sampling, graph.manifest.tokenizer.vocabulary_size, len(texts), seed=options.seed
+            options.sampling,
+            graph.manifest.tokenizer.vocabulary_size,
+            len(texts),
+            seed=options.seed,
+            barred=options.barred,
         )
         self._tokens: Ids = np.zeros(len(texts), np.int64)
         self._reading: set[int] = set()  # rows whose prompt goes on after the next step

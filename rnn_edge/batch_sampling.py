@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.noise import gumbel_noise_of_streams
-from rnn_edge.sampling import Logits, SamplingOptions
+from rnn_edge.sampling import Logits, SamplingOptions, bar
 
 _BLOCK = 65536  # values of noise drawn at once: what a draw costs beside its values is then a tenth
 _CHUNK = 65536  # and of these so many in one go, since each takes about a hundred bytes on its way
@@ -21,8 +21,12 @@ Ids = NDArray[np.int64]
 class BatchSampler:
     """Choose ids for the rows of a batch. A row belongs to a stream of noise from ``start`` on."""
 
-    def __init__(self, options: SamplingOptions, vocabulary_size: int, batch: int, *, seed: int) -> None:
+    def __init__(
+        self, options: SamplingOptions, vocabulary_size: int, batch: int, *, seed: int, barred: int | None = None
+    ) -> None:
+        """The id ``barred`` is never chosen."""
         self._options = options
+        self._barred = barred
         self._seed, self._size = seed, vocabulary_size
         self._streams = np.zeros(batch, np.uint64)
         self._steps = np.zeros(batch, np.uint64)  # the step that the next choice of a row is
@@ -44,6 +48,8 @@ class BatchSampler:
         ``recent`` has for each row the ids that the repeat penalty weakens; without a penalty it is not looked at.
         """
         options = self._options
+        if self._barred is not None:
+            logits = bar(logits, self._barred)
         if options.repeat_penalty != 1:
             logits = penalise_rows(logits, recent, options.repeat_penalty)
         if options.greedy:
@@ -61,7 +67,7 @@ class BatchSampler:
 
     def take(self, rows: Sequence[int]) -> BatchSampler:
         """A sampler that goes on with these rows."""
-        taken = BatchSampler(self._options, self._size, len(rows), seed=self._seed)
+        taken = BatchSampler(self._options, self._size, len(rows), seed=self._seed, barred=self._barred)
         taken.start(range(len(rows)), self._streams[rows].tolist(), self._steps[rows].tolist())
         return taken
 

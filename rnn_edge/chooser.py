@@ -69,15 +69,23 @@ class Chooser:
         self._slot = 0  # the one whose state and tokens come next
         self._ran = 0  # steps of the last burst
 
-    def start(self, state: State, tokens: int | NDArray[np.int64], temperature: float) -> None:
-        """Go on from a state with these tokens to be fed. At temperature 1 without noise the likeliest are chosen."""
+    def start(
+        self, state: State, tokens: int | NDArray[np.int64], temperature: float, barred: int | None = None
+    ) -> None:
+        """Go on from a state with these tokens to be fed.
+
+        At temperature 1 without noise the likeliest are chosen, but never the id ``barred``.
+        """
         self._slot = self._ran = 0
         for name, tensor in state.tensors.items():
             self._states[0][name].write(tensor)
         self._tokens[0].write(tokens)
         self._temperature.write(temperature)
+        silence = np.zeros(self._noise[0].array.shape[-1], np.float32)
+        if barred is not None:
+            silence[barred] = -np.inf
         for buffer in self._noise:
-            buffer.write(0)
+            buffer.write(silence)
 
     def run(self, count: int, noise: Logits | None = None) -> NDArray[np.int64]:
         """``count`` steps, at most ``DEPTH``, with ``noise`` [count, vocabulary] → the tokens chosen [count, batch]."""

@@ -232,6 +232,7 @@ class Generation(Iterator[Event]):
             stream=text.stream,
             step=text.first_step,
             recent=text.recent,
+            barred=options.barred,
         )
         step, choose, push = self._stepper.step, sampler.choose, text.push
         opinion = None
@@ -250,9 +251,10 @@ class Generation(Iterator[Event]):
         size = self._stepper.manifest.tokenizer.vocabulary_size
         noise = None
         if not sampling.greedy:
-            noise = Noise(size, seed=self.seed, stream=text.stream, step=text.first_step)
+            noise = Noise(size, seed=self.seed, stream=text.stream, step=text.first_step, barred=options.barred)
         chooser = self._graph.borrow_chooser(self)
-        chooser.start(self._stepper.state(), text.pending, 1.0 if sampling.greedy else sampling.temperature)
+        temperature = 1.0 if sampling.greedy else sampling.temperature
+        chooser.start(self._stepper.state(), text.pending, temperature, options.barred)
         count, taken, opinion = 1, 0, None
 
         def state() -> State:

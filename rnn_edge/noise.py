@@ -26,8 +26,12 @@ _BLOCK = 32768  # values drawn at once: their cost per token is a few microsecon
 class Noise:
     """The noise of one stream from one step on, drawn for many steps at once."""
 
-    def __init__(self, vocabulary_size: int, *, seed: int, stream: int = 0, step: int = 0) -> None:
+    def __init__(
+        self, vocabulary_size: int, *, seed: int, stream: int = 0, step: int = 0, barred: int | None = None
+    ) -> None:
+        """``barred`` is an id whose noise is −∞, so that it is never chosen."""
         check_seed(seed)
+        self._barred = barred
         self._seed, self._stream, self._size = seed, stream, vocabulary_size
         self._next = step
         self._block: Values = np.empty((0, vocabulary_size), np.float32)
@@ -38,6 +42,8 @@ class Noise:
         if self._used == len(self._block):
             count = max(1, _BLOCK // self._size)
             self._block = gumbel_noise(self._seed, self._stream, self._next, count, self._size)
+            if self._barred is not None:
+                self._block[:, self._barred] = -np.inf
             self._next += count
             self._used = 0
         taken = self._block[self._used : self._used + steps]

@@ -91,9 +91,14 @@ class Sampler:
         stream: int = 0,
         step: int = 0,
         recent: Iterable[int] = (),
+        barred: int | None = None,
     ) -> None:
-        """``step`` is the number of tokens that the stream has chosen before, ``recent`` are the last of its text."""
+        """``step`` is the number of tokens that the stream has chosen before, ``recent`` are the last of its text.
+
+        The id ``barred`` is never chosen.
+        """
         self._options = options
+        self._barred = barred
         self._noise = Noise(vocabulary_size, seed=seed, stream=stream, step=step)
         self._temperature = np.float32(options.temperature)
         self._greedy, self._filters = options.greedy, options.filters
@@ -105,6 +110,8 @@ class Sampler:
 
     def choose(self, logits: Logits) -> int:
         """The next id of the stream for ``logits`` [vocabulary]."""
+        if self._barred is not None:
+            logits = bar(logits, self._barred)
         if self._penalty:
             logits = self._penalty.weaken(logits)
         chosen = int(logits.argmax()) if self._greedy else self._draw(logits)
@@ -123,6 +130,13 @@ class Sampler:
             kept += noise
             chosen = int(kept.argmax())
         return chosen
+
+
+def bar(logits: Logits, token: int) -> Logits:
+    """Logits [..., vocabulary] with −∞ for one id."""
+    result = logits.copy()
+    result[..., token] = -np.inf
+    return result
 
 
 class RepeatPenalty:

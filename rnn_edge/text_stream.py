@@ -46,6 +46,7 @@ class TextOptions:
     seed: int
     start: int | None
     end: int | None
+    barred: int | None  # never written: the token of words that the vocabulary lacks
     max_tokens: int
     stop: tuple[str, ...]
     unknown: Unknown
@@ -100,7 +101,7 @@ class TextOptions:
             repeat_window=repeat_window,
         )
         ids = manifest.special_ids
-        return cls(sampling, seed, ids.start, ids.end, max_tokens, stop, unknown, log_probabilities)
+        return cls(sampling, seed, ids.start, ids.end, ids.unknown, max_tokens, stop, unknown, log_probabilities)
 
 
 class TextStream:

@@ -151,6 +151,10 @@ def _language_model(
         with render.progress("cold blocks") as progress:
             found.append(cold_block_loss(model, ids, text, block, progress))
     rows = []
+    unknown_id = model.manifest.special_ids.unknown
+    lacking = 0 if unknown_id is None else ids.count(unknown_id)
+    if lacking:  # the characters that they hide cost nothing, and cheat the figures below
+        rows.append(_row("unknown", 100 * lacking / len(ids), "% of tokens", "words that the vocabulary lacks"))
     for loss in found:
         rows += [
             _row("loss", loss.nats, "nats per token", loss.method),
