@@ -25,6 +25,7 @@ from rnn_edge_export.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from rnn_edge_export.distributed import World
 from rnn_edge_export.hardware import (
     autocast,
     keep_freed_memory,
@@ -51,9 +52,17 @@ class Trainer(Generic[BatchT, ModelT]):
     Set ``interrupted`` (from a signal handler, say) to end after the current step with everything saved.
     """
 
-    def __init__(self, task: Task[BatchT, ModelT], directory: Path, device: str, *, resume: bool) -> None:
-        self.task, self.recipe, self.directory = task, task.recipe, directory
-        self.interrupted = False
+    def __init__(
+        self,
+        task: Task[BatchT, ModelT],
+        directory: Path,
+        device: str,
+        *,
+        resume: bool,
+        world: World = World(),  # noqa: B008  # frozen
+    ) -> None:
+        self.task, self.recipe, self.directory, self.world = task, task.recipe, directory, world
+        self.interrupted = self._agreed = False
         self.scoring = False  # everything is trained and saved; only the scores of the best weights are missing
         training = self.recipe.training
         self.device = resolve_device(device)
@@ -62,6 +71,8 @@ class Trainer(Generic[BatchT, ModelT]):
             keep_freed_memory()
         torch.manual_seed(training.seed)
         model = task.new_model()
+        if world.size > 1:  # the same first weights, but dropout masks of its own
+            torch.manual_seed(training.seed + (world.rank + 1) * 2**32)
         self.parameters = parameter_count(model)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -72,7 +83,7 @@ class Trainer(Generic[BatchT, ModelT]):
         self._metrics = directory / METRICS
         if resume:
             self._restore()
-        else:
+        elif world.leads:
             for stale in (LAST, BEST):  # of a run that is replaced
                 (directory / stale).unlink(missing_ok=True)
             write_text(directory / RECIPE, self.recipe.to_toml())
@@ -88,7 +99,7 @@ class Trainer(Generic[BatchT, ModelT]):
         """
         training = self.recipe.training
         clock = began = time.perf_counter()
-        tokens = 0
+        tokens = 0.0
         reason: Literal["complete", "early-stop", "interrupt"] = "complete"
         for done, batch in enumerate(self._remaining_batches(), 1):
             loss, norm, count = self._step(batch)
@@ -112,7 +123,7 @@ class Trainer(Generic[BatchT, ModelT]):
                 if self._is_stale():
                     reason = "early-stop"
                     break
-            if self.interrupted and step < self.total_steps:
+            if self._stops() and step < self.total_steps:
                 self._save()
                 found = self._evaluate()
                 yield ValidationEvent(step, found.loss, False, found.sample, found.bleu, recorded=False)
@@ -128,6 +139,7 @@ class Trainer(Generic[BatchT, ModelT]):
     def _log_step(self, norm: Tensor, rate: float, seconds_left: float) -> StepEvent:
         """The losses since the last line of metrics. Only here does the loss leave the device."""
         step = self.progress.step
+        self.world.sum(self._loss_sum)
         event = StepEvent(
             step=step,
             total_steps=self.total_steps,
@@ -154,20 +166,35 @@ class Trainer(Generic[BatchT, ModelT]):
                     return
             self.progress = replace(self.progress, epoch=epoch + 1, batch=0)
 
-    def _step(self, batch: BatchT) -> tuple[Tensor, Tensor, int]:
-        """Train on one batch → its mean loss, gradient norm and tokens."""
+    def _step(self, batch: BatchT) -> tuple[Tensor, Tensor, float]:
+        """Train on one batch → its mean loss (this process's share of it), gradient norm and tokens."""
         training = self.recipe.training
         self.model.train()
         with autocast(self.device, self.precision):
             loss, tokens = self.task.loss(self.model, batch, self.device)
+        total = self._agree(tokens)
+        loss = loss * (tokens / total)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.world.sum_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step - 1, self.total_steps, training)
         self.optimizer.step()
         self._update_average(training.average_decay)
-        return loss.detach(), norm, tokens
+        return loss.detach(), norm, total
+
+    def _agree(self, tokens: int) -> float:
+        """The tokens of all processes; an interrupt of one is one of all, at the same step."""
+        if self.world.size == 1:
+            return tokens
+        counts = torch.tensor([tokens, self.interrupted], dtype=torch.float64)
+        self.world.sum(counts)
+        self._agreed = bool(counts[1] > 0)
+        return float(counts[0])
+
+    def _stops(self) -> bool:
+        return self.interrupted if self.world.size == 1 else self._agreed
 
     @torch.no_grad()
     def _update_average(self, decay: float) -> None:
@@ -177,8 +204,11 @@ class Trainer(Generic[BatchT, ModelT]):
             mean.lerp_(parameter, 1 - decay)
 
     def _evaluate(self) -> Evaluation:
-        with autocast(self.device, self.precision):
-            return self.task.evaluate(self.average, self.progress.step)
+        def evaluate() -> Evaluation:
+            with autocast(self.device, self.precision):
+                return self.task.evaluate(self.average, self.progress.step)
+
+        return self.world.lead(evaluate)
 
     def _validate(self) -> ValidationEvent:
         found, step = self._evaluate(), self.progress.step
@@ -187,7 +217,8 @@ class Trainer(Generic[BatchT, ModelT]):
         if best:
             self.progress = replace(self.progress, best=found.objective, best_step=step, bad_validations=0)
             description = Best(step, found.loss, found.bleu, self.parameters)
-            save_checkpoint(self.directory / BEST, module_tensors("model", self.average), description)
+            if self.world.leads:
+                save_checkpoint(self.directory / BEST, module_tensors("model", self.average), description)
         else:
             self.progress = replace(self.progress, bad_validations=self.progress.bad_validations + 1)
         event = ValidationEvent(step, found.loss, best, found.sample, found.bleu)
@@ -199,6 +230,8 @@ class Trainer(Generic[BatchT, ModelT]):
         if reason == "interrupt":
             return event
         self.scoring = True
+        if not self.world.leads:
+            return event
         tensors, _ = load_checkpoint(self.directory / BEST, Best)
         model = self.task.new_model()
         restore_module("model", model, tensors)
@@ -208,6 +241,8 @@ class Trainer(Generic[BatchT, ModelT]):
 
     def _record(self, kind: str, event: TrainingEvent) -> None:
         """Append one line of JSON to the run's metrics."""
+        if not self.world.leads:
+            return
         fields = {"kind": kind, **asdict(event)}
         if not isinstance(event, FinishedEvent):
             fields |= {"bits": event.loss / math.log(2), "perplexity": math.exp(min(event.loss, 700))}
@@ -230,8 +265,17 @@ class Trainer(Generic[BatchT, ModelT]):
         )
 
     def _save(self) -> None:
+        self.world.sum(self._loss_sum)
         self._finite(self._loss_sum.item())
         self.progress = replace(self.progress, loss_sum=self._loss_sum.item())
+        if not self.world.leads:
+            self._loss_sum.zero_()  # the first process has it all now
+        carried = {name: self.world.gather(tensor) for name, tensor in self.task.carried().items()}
+        carried["random"] = self.world.gather(torch.get_rng_state())
+        if self.device.type == "cuda":
+            carried["random_cuda"] = self.world.gather(torch.cuda.get_rng_state())
+        if not self.world.leads:
+            return
         # The metrics first: a checkpoint never counts lines that are not on the disk.
         try:
             with self._metrics.open("rb") as file:
@@ -242,27 +286,36 @@ class Trainer(Generic[BatchT, ModelT]):
             **module_tensors("model", self.model),
             **module_tensors("average", self.average),
             **optimizer_tensors(self.optimizer),
-            **self.task.carried(),
-            "random": torch.get_rng_state(),
+            **carried,
         }
-        if self.device.type == "cuda":
-            tensors["random_cuda"] = torch.cuda.get_rng_state()
         save_checkpoint(self.directory / LAST, tensors, self.progress)
 
     def _restore(self) -> None:
         tensors, self.progress = load_checkpoint(self.directory / LAST, Progress)
-        self._loss_sum.fill_(self.progress.loss_sum)
+        self._loss_sum.fill_(self.progress.loss_sum if self.world.leads else 0.0)
         restore_module("model", self.model, tensors)
         restore_module("average", self.average, tensors)
         restore_optimizer(self.optimizer, tensors)
         try:
             self.task.restore(tensors, self.device)
-            torch.set_rng_state(tensors["random"])
+            torch.set_rng_state(self._own(tensors["random"], torch.get_rng_state()))
         except KeyError as error:
             raise RunError(
                 f"{self.directory / LAST} has no tensor {error.args[0]}", "train again, or copy the run again"
             ) from error
         if self.device.type == "cuda" and "random_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random_cuda"])
+            torch.cuda.set_rng_state(self._own(tensors["random_cuda"], torch.cuda.get_rng_state()))
+        if not self.world.leads:
+            return
         written = self._metrics.read_bytes() if self._metrics.is_file() else b""
         write_bytes(self._metrics, written[: self.progress.metrics_bytes])
+
+    def _own(self, states: Tensor, example: Tensor) -> Tensor:
+        """This process's state of the random numbers, of those of all that wrote the checkpoint."""
+        writers = len(states) // len(example)
+        if writers != self.world.size:
+            raise RunError(
+                f"{writers} processes trained this run, and here {self.world.size} would go on",
+                f"go on with torchrun --nproc-per-node {writers} -m rnn_edge_export, or with one process if it was one",
+            )
+        return states.chunk(writers)[self.world.rank].clone()  # a part of a storage is refused

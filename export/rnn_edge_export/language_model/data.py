@@ -109,15 +109,17 @@ def load_corpus(
     return Corpus(tokenizer, train, validation, held)
 
 
-def windows(tokens: Tokens, batch: int, length: int, offset: int = 0, done: int = 0) -> Iterator[Window]:
+def windows(
+    tokens: Tokens, batch: int, length: int, offset: int = 0, done: int = 0, rows: slice = slice(None)
+) -> Iterator[Window]:
     """Cut ``tokens`` [N] into ``batch`` parallel streams and yield inputs and targets, each int64 [length, batch].
 
     The text is read as a ring from ``offset``, so that streams start elsewhere each epoch. Every stream continues in
     the next window where the last one ended; what is left at its end, shorter than ``length``, is left out. The first
-    ``done`` windows are passed over.
+    ``done`` windows are passed over, and only the streams ``rows`` are read.
     """
     span = (len(tokens) - 1) // batch
-    streams = offset + span * np.arange(batch)
+    streams = offset + span * np.arange(batch)[rows]
     for start in range(done * length, span - length + 1, length):
         places = (np.arange(start, start + length + 1)[:, None] + streams) % len(tokens)
         window = torch.from_numpy(tokens[places].astype(np.int64))

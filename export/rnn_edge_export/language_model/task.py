@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnn_edge.errors import InvalidValueError
 from rnn_edge.manifest import Metric
 from rnn_edge.sampling import Sampler, SamplingOptions
+from rnn_edge_export.distributed import World
 from rnn_edge_export.language_model.data import Corpus, Window, windows, windows_per_epoch
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, detach
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
@@ -24,9 +26,21 @@ _SAMPLE_TOKENS = 200
 class LanguageModelTask:
     """Truncated back-propagation through time over parallel streams."""
 
-    def __init__(self, recipe: LanguageModelRecipe, corpus: Corpus) -> None:
-        self.recipe, self.corpus = recipe, corpus
+    def __init__(self, recipe: LanguageModelRecipe, corpus: Corpus, world: World = World()) -> None:  # noqa: B008
+        """Of ``world``'s streams this process reads its share.
+
+        Raises:
+            InvalidValueError: the streams cannot be shared out evenly.
+        """
+        self.recipe, self.corpus, self.world = recipe, corpus, world
         training = recipe.training
+        if training.batch_size % world.size:
+            raise InvalidValueError(
+                f"--batch-size is {training.batch_size}, which {world.size} processes cannot share evenly",
+                f"use a multiple of {world.size}",
+            )
+        self._rows = world.rows(training.batch_size)
+        self._streams = training.batch_size // world.size
         self.steps_per_epoch = windows_per_epoch(
             len(corpus.train.tokens), training.batch_size, training.sequence_length
         )
@@ -56,15 +70,17 @@ class LanguageModelTask:
         offset = int(np.random.default_rng((training.seed, epoch)).integers(len(self.corpus.train.tokens)))
         if done == 0:
             self.state = None
-        yield from windows(self.corpus.train.tokens, training.batch_size, training.sequence_length, offset, done)
+        yield from windows(
+            self.corpus.train.tokens, training.batch_size, training.sequence_length, offset, done, self._rows
+        )
 
     def loss(self, model: RecurrentLanguageModel, batch: Window, device: torch.device) -> tuple[Tensor, int]:
         """One window of truncated back-propagation."""
         inputs, targets = batch
         training = self.recipe.training
-        state = model.zero_state(training.batch_size) if self.state is None else self.state
+        state = model.zero_state(self._streams) if self.state is None else self.state
         if training.reset_probability > 0:
-            keep = (torch.rand(training.batch_size, 1) >= training.reset_probability).to(device)
+            keep = (torch.rand(self._streams, 1) >= training.reset_probability).to(device)
             state = [tuple(tensor * keep.to(tensor.dtype) for tensor in layer) for layer in state]
         logits, state = model(inputs.to(device), state)
         self.state = detach(state)
@@ -103,7 +119,7 @@ class LanguageModelTask:
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         """The inverse of ``carried``."""
-        flat = [tensors[name].to(device) for name in self._state_names()]
+        flat = [tensors[name][self._rows].to(device) for name in self._state_names()]
         kinds = len(flat) // self.recipe.model.layers
         self.state = [tuple(flat[first : first + kinds]) for first in range(0, len(flat), kinds)]
 

@@ -91,7 +91,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[TranslationTra
     def plan(trainer: TranslationTrainer, step: int) -> None:
         train = trainer._step
 
-        def watched(batch: Batch) -> tuple[Tensor, Tensor, int]:
+        def watched(batch: Batch) -> tuple[Tensor, Tensor, float]:
             trainer.interrupted = trainer.progress.step == step
             return train(batch)
 

@@ -3,7 +3,7 @@
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -77,7 +77,13 @@ def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool) ->
     return replace(plan, data=replace(data, **found))
 
 
-def train(make_trainer: Callable[[], Any], *, threads: int | None, resume_command: list[str], lower: str) -> None:
+def train(
+    make_trainer: Callable[[], Any],
+    *,
+    threads: int | None,
+    resume_command: list[str],
+    lower: str,
+) -> None:
     """Run a trainer to its end on the screen; exit 130 after an interrupt. ``lower`` names flags that save memory."""
     import torch
 
@@ -87,17 +93,22 @@ def train(make_trainer: Callable[[], Any], *, threads: int | None, resume_comman
     if threads:
         torch.set_num_threads(threads)
     trainer = make_trainer()
-    screen = TrainingScreen(trainer)
+    screen = TrainingScreen(trainer) if trainer.world.leads else None
     try:
-        with _interrupts(trainer), screen:
+        with _interrupts(trainer), screen or nullcontext():
             for event in trainer.run():
-                screen.show(event)
+                if screen:
+                    screen.show(event)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise RunError(f"there is not enough memory on {trainer.device.type}", f"lower {lower}") from error
     if isinstance(event, FinishedEvent) and event.reason == "interrupt":
-        screen.explain_resume(shlex.join(resume_command))
+        if screen:
+            if trainer.world.size > 1:
+                start = ["torchrun", "--nproc-per-node", str(trainer.world.size), "-m", "rnn_edge_export"]
+                resume_command = start + resume_command[1:]
+            screen.explain_resume(shlex.join(resume_command))
         raise typer.Exit(130)
 
 
@@ -110,16 +121,24 @@ def common_options(encoding: str, device: str, threads: int | None) -> list[str]
 
 @contextmanager
 def _interrupts(trainer: Any) -> Iterator[None]:
-    """First Ctrl-C: finish the step, save and stop. Second: stop at once."""
+    """First Ctrl-C: finish the step, save and stop. Second: stop at once.
+
+    Of several processes each gets a signal more than once, from the terminal and from what started it: any number of
+    them, or of requests to terminate, is one interrupt.
+    """
+    together = trainer.world.size > 1
+    signals = (signal.SIGINT, signal.SIGTERM) if together else (signal.SIGINT,)
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         if trainer.scoring:
             raise KeyboardInterrupt
         trainer.interrupted = True
-        signal.signal(signal.SIGINT, old)
+        if not together:
+            signal.signal(signal.SIGINT, old[0])
 
-    old = signal.signal(signal.SIGINT, handle)
+    old = [signal.signal(item, handle) for item in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, old)
+        for item, handler in zip(signals, old, strict=True):
+            signal.signal(item, handler)

@@ -1,5 +1,6 @@
 """``rnn-edge train translation``."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +63,8 @@ def translation(
         from rnn_edge_export.translation.data import load_pairs
         from rnn_edge_export.translation.task import TranslationTask, run_tokenizers
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InvalidValueError("a translator trains in one process", "start it without torchrun")
         if not resume:
             start_run(output, force=force)
         known = run_tokenizers(output) if resume else None
