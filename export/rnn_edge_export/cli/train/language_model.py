@@ -33,6 +33,7 @@ def language_model(
     force: session.Force = False,
     device: session.Device = "auto",
     threads: session.Threads = None,
+    tensorboard: session.TensorBoard = False,
     dropout: Annotated[float | None, typer.Option(help="Sets --layer-dropout and --output-dropout.")] = None,
     **overrides: Any,
 ) -> None:
@@ -50,6 +51,7 @@ def language_model(
         force=force,
         device=device,
         threads=threads,
+        tensorboard=tensorboard,
         overrides=overrides,
     )
     again = ["rnn-edge", "train", "lm", *map(str, corpus), "-o", str(output), "--resume"]
@@ -74,7 +76,8 @@ def language_model(
         session.train(
             lambda: Trainer(LanguageModelTask(plan, data, world), output, device, resume=resume, world=world),
             threads=threads,
-            resume_command=again + session.common_options(encoding, device, threads),
+            tensorboard=tensorboard,
+            resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
             lower="--batch-size, --sequence-length or --hidden",
         )
         leave_world(world)

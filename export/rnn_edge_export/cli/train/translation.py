@@ -34,6 +34,7 @@ def translation(
     force: session.Force = False,
     device: session.Device = "auto",
     threads: session.Threads = None,
+    tensorboard: session.TensorBoard = False,
     dropout: Annotated[
         float | None, typer.Option(help="Sets --input-dropout, --layer-dropout and --output-dropout.")
     ] = None,
@@ -53,6 +54,7 @@ def translation(
         force=force,
         device=device,
         threads=threads,
+        tensorboard=tensorboard,
         overrides=overrides,
     )
     again = ["rnn-edge", "train", "translation", *map(str, pairs), "-o", str(output), "--resume"]
@@ -78,6 +80,7 @@ def translation(
         session.train(
             lambda: Trainer(TranslationTask(plan, data), output, device, resume=resume),
             threads=threads,
-            resume_command=again + session.common_options(encoding, device, threads),
+            tensorboard=tensorboard,
+            resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
             lower="--batch-tokens, --hidden or --vocabulary-size",
         )
