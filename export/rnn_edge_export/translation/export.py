@@ -59,6 +59,11 @@ class TranslationSource:
     metrics: tuple[Metric, ...] = ()
     notes: str = ""
 
+    @property
+    def title(self) -> str:
+        """What the model is, in a line."""
+        return self.recipe.title
+
     def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
         """The manifest before there are hashes, and the bundle's files."""
         section, training = self.recipe.model, self.recipe.training
