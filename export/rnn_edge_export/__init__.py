@@ -8,13 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rnn_edge_export.foreign.encoder_decoder import Encoder
     from rnn_edge_export.foreign.language_model import export_language_model
     from rnn_edge_export.foreign.origin import Origin
-    from rnn_edge_export.foreign.translator import Encoder, export_translator
+    from rnn_edge_export.foreign.translator import export_translator
     from rnn_edge_export.foreign.vocabulary import vocabulary_tokenizer
 
 _HOMES = {
-    "Encoder": "foreign.translator",
+    "Encoder": "foreign.encoder_decoder",
     "Origin": "foreign.origin",
     "export_language_model": "foreign.language_model",
     "export_translator": "foreign.translator",

@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": "rnn_edge.cli.verify",
     "train": "rnn_edge_export.cli.train",
     "export": "rnn_edge_export.cli.export",
+    "import": "rnn_edge_export.cli.import_checkpoint",
     "quantize": "rnn_edge_export.cli.quantize",
 }
 

@@ -8,6 +8,7 @@ Symbols in shape comments: B streams, D input, H hidden, P output (H unless proj
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.manifest import Cell, Lowering
 from rnn_edge_export.layers import CELLS
-from rnn_edge_export.lowering import LAYER_OPERATORS, lower
+from rnn_edge_export.lowering import (
+    LAYER_OPERATORS,
+    OperatorGRU,
+    OperatorLayer,
+    OperatorLSTM,
+    OperatorRNN,
+    lower,
+    onnx_weights,
+)
 from rnn_edge_export.onnx_export import DEFAULT_LOWERING
 
 # What each lowering may use in a step of layers from elsewhere.
@@ -23,6 +32,8 @@ STEP_OPERATORS: dict[Lowering, frozenset[str]] = {
     "operator": LAYER_OPERATORS["operator"] | {"Gather", "MatMul", "Add"},
     "cell": LAYER_OPERATORS["cell"] | {"Gather", "Relu", "Clip"},
 }
+
+_OPERATORS: dict[Cell, type[OperatorLayer]] = {"lstm": OperatorLSTM, "gru": OperatorGRU, "rnn": OperatorRNN}
 
 
 @dataclass(frozen=True)
@@ -92,11 +103,52 @@ def lower_weights(weights: LayerWeights, lowering: Lowering) -> nn.Module:
     """One step: x [B, D], state… → next state, whose first tensor is h."""
     if weights.peculiarity:
         return _VARIANTS[weights.cell](weights)
+    return lower(_module(weights), lowering, weights.cell)
+
+
+def _module(weights: LayerWeights) -> nn.RNNBase:
+    """PyTorch's module of one layer with these weights."""
     module = CELLS[weights.cell](weights.width, weights.hidden)
     tensors = (weights.input, weights.recurrent, weights.input_bias, weights.recurrent_bias)
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     module.load_state_dict(dict(zip(names, tensors, strict=True)))
-    return lower(module.requires_grad_(False), lowering, weights.cell)
+    return module.requires_grad_(False)
+
+
+class SequenceLayer(nn.Module):
+    """A layer over a padded batch of sequences as the standard operator, in one direction or both."""
+
+    def __init__(self, directions: Sequence[LayerWeights]) -> None:
+        super().__init__()
+        first = directions[0]
+        if first.projection is not None:
+            raise InvalidValueError(
+                "the encoder has a projection, which no operator over a sequence has",
+                "train it with proj_size=0; the decoder may have one",
+            )
+        kind = _OPERATORS[first.cell]
+        self.hidden, self.operator, self.states = first.hidden, kind.operator, kind.states
+        self.attributes: dict[str, Any] = {"hidden_size": first.hidden, **kind.attributes}
+        self.attributes["direction"] = "bidirectional" if len(directions) == 2 else "forward"
+        if first.relu:
+            self.attributes["activations"] = ["Relu"] * len(directions)
+        self.count = len(directions)
+        parts = zip(*(onnx_weights(_module(weights)) for weights in directions), strict=True)
+        self.w, self.r, self.b = (nn.Buffer(torch.stack(part)) for part in parts)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """x [S, B, D], lengths int32 [B] → y [S, B, directions · H], final h (and c) [directions, B, H]."""
+        steps, batch, _ = x.shape
+        final = [self.count, batch, self.hidden]
+        y, *new = torch.onnx.ops.symbolic_multi_out(
+            self.operator,
+            [x, self.w, self.r, self.b, lengths],
+            attrs=self.attributes,
+            dtypes=[x.dtype] * (1 + self.states),
+            shapes=[[steps, self.count, batch, self.hidden], *[final] * self.states],
+            version=14,
+        )
+        return torch.cat([part.squeeze(1) for part in y.split(1, dim=1)], dim=2), list(new)
 
 
 class _Variant(nn.Module):

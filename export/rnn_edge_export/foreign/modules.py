@@ -38,15 +38,19 @@ def private_copy(module: Module) -> Module:
     return copy.deepcopy(module).cpu().float().requires_grad_(False).eval()
 
 
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether it is one of the modules that this project knows."""
+    return isinstance(module, tuple(_CELLS))
+
+
 def cell_of(module: nn.Module) -> Cell:
     """The kind of a recurrent module.
 
     Raises:
         InvalidValueError: it is none.
     """
-    for kind, cell in _CELLS.items():
-        if isinstance(module, kind):
-            return cell
+    if is_recurrent(module):
+        return next(cell for kind, cell in _CELLS.items() if isinstance(module, kind))
     known = ", ".join(f"nn.{kind.__name__}" for kind in _CELLS)
     raise InvalidValueError(f"{_name(module)} is no recurrent module", f"give {known}, or several of one kind")
 

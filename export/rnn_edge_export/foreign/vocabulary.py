@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Encoder
@@ -12,6 +13,7 @@ from tokenizers.normalizers import Lowercase
 
 from rnn_edge.errors import DataError, InvalidValueError
 from rnn_edge.manifest import TokenizerKind
+from rnn_edge.text_files import read_text
 from rnn_edge.tokenizer import Tokenizer
 from rnn_edge_export.vocabularies import split_at_spaces
 
@@ -90,6 +92,39 @@ def vocabulary_tokenizer(
         encoder.normalizer = Lowercase()
     encoder.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in roles.values()])
     return as_tokenizer(encoder)
+
+
+def read_vocabulary(path: Path, encoding: str = "utf-8", *, line_end: str = "\n", lowercase: bool = False) -> Tokenizer:
+    """The vocabulary of a file.
+
+    A ``tokenizer.json``; or a JSON list of tokens, or table of tokens to ids or of ids to tokens; or a text file with a
+    token a line, where ``\\n`` is a line end.
+
+    Raises:
+        DataError: unreadable, or no vocabulary.
+    """
+    text, _ = read_text(path, encoding)
+    if path.suffix.lower() != ".json":
+        lines = text.removesuffix("\n").split("\n")
+        found: Any = ["\n" if line == "\\n" else line.removesuffix("\r") for line in lines]
+    else:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} is not JSON: {error}", "give a list of tokens, or a table of their ids") from error
+        if isinstance(found, dict) and isinstance(found.get("model"), dict):
+            if lowercase or line_end != "\n":
+                raise InvalidValueError(
+                    f"{path} is a whole tokenizer, which says itself what a line end is and what is lowercased",
+                    "leave --lowercase and --line-end out",
+                )
+            return Tokenizer(text.encode(), str(path))
+        if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+            found = {value: int(key) for key, value in found.items() if key.isdecimal()}
+    tokens = list(found) if isinstance(found, dict | list) else [0]
+    if not all(isinstance(token, str | None) for token in tokens):
+        raise DataError(f"{path} is no list of tokens and no table of their ids", "give one of the two")
+    return vocabulary_tokenizer(found, line_end=line_end, lowercase=lowercase)
 
 
 def kind_of(tokenizer: Tokenizer) -> TokenizerKind:
