@@ -61,13 +61,13 @@ def _checks(model: ReferenceModel, graph: StepGraph) -> Iterator[Check]:
         for step in range(max(STEPS)):
             singles[step] = stepper.step(tokens[step])
             logits, expected_state = model(torch.from_numpy(tokens[step : step + 1]), expected_state)
+            place = f"after {step + 1} step{'s' * (step > 0)}"
             if not logits.isfinite().all():
                 raise ParityError(
-                    f"the model's own logits are not finite after {step + 1} steps from a random state",
-                    "export a model that runs for longer than it was trained on, such as one with a smaller state",
+                    f"the model's own logits are not finite {place} from a random state",
+                    "export weights from before training diverged; a state must stay finite however long the text",
                 )
             if step + 1 in STEPS:
-                place = f"after {step + 1} step{'s' * (step > 0)}"
                 yield Check(f"logits {place}", difference(singles[step], logits[0].numpy()), LOGITS_TOLERANCE)
                 distance = state_difference(stepper.state(), from_model(expected_state, names))
                 yield Check(f"state {place}", distance, STATE_TOLERANCE)
