@@ -26,6 +26,7 @@ COMMANDS = {
     "runs": "rnn_edge_export.cli.runs",
     "plot": "rnn_edge_export.cli.plot",
     "export": "rnn_edge_export.cli.export",
+    "import": "rnn_edge_export.cli.import_checkpoint",
     "quantize": "rnn_edge_export.cli.quantize",
 }
 
