@@ -6,6 +6,7 @@ Symbols in shape comments: T steps, B streams, V vocabulary, E embedding, H hidd
 from torch import Tensor, nn
 
 from rnn_edge_export import layers
+from rnn_edge_export.embedding import Embedding
 from rnn_edge_export.layers import STATE_KINDS, LayerState
 from rnn_edge_export.recipe import LanguageModelSection
 
@@ -18,18 +19,18 @@ class RecurrentLanguageModel(nn.Module):
     def __init__(self, recipe: LanguageModelSection, vocabulary_size: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.embedding = nn.Embedding(vocabulary_size, recipe.embedding)
+        self.embedding = Embedding(vocabulary_size, recipe.embedding, recipe.vector_width)
         widths = [recipe.embedding] + [recipe.hidden] * (recipe.layers - 1)
         stack = [layers.CELLS[recipe.cell](width, recipe.hidden) for width in widths]
         self.layers = nn.ModuleList(stack)
         self.output = nn.Linear(recipe.hidden, vocabulary_size)
         # Unit inputs learn far faster than small ones; a tied matrix is also the output layer and starts small.
-        nn.init.normal_(self.embedding.weight, std=recipe.embedding**-0.5 if recipe.tie_weights else 1.0)
+        self.embedding.initialise(recipe.embedding**-0.5 if recipe.tie_weights else 1.0)
         nn.init.zeros_(self.output.bias)
         for layer in stack:  # after all else: a seed draws what it drew for the models that are published
             layers.initialise(layer, recipe.cell)
         if recipe.tie_weights:
-            self.output.weight = self.embedding.weight
+            self.output.weight = self.embedding.weight  # of its own width: ``back`` stands before it
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Run T steps. tokens int64 [T, B]; state as ``zero_state`` makes it → logits [T, B, V], next state."""
@@ -41,7 +42,11 @@ class RecurrentLanguageModel(nn.Module):
             next_state.append(new)
             last = index == len(self.layers) - 1
             x = self._drop(x, recipe.output_dropout if last else recipe.layer_dropout)
-        return self.output(x), next_state
+        return self.output(self.embedding.back(x) if recipe.tie_weights else x), next_state
+
+    def output_matrix(self) -> Tensor:
+        """The output layer's weights [V, H] on what the layers leave, whatever it is tied to."""
+        return self.embedding.folded() if self.recipe.tie_weights else self.output.weight
 
     def zero_state(self, batch: int) -> State:
         """Zeros for B streams."""
