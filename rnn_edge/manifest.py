@@ -67,12 +67,16 @@ class SpecialIds:
 
 @dataclass(frozen=True)
 class EncoderArchitecture:
-    """The encoder of a translator: ``hidden`` is the width of each direction."""
+    """The encoder of a translator: ``hidden`` is the width of each direction.
+
+    Attention is ``own`` where a module of its author's computes it.
+    """
 
     hidden: int
     layers: int
-    attention: AttentionKind
+    attention: Literal["dot", "general", "bahdanau", "own"]
     input_feeding: bool
+    directions: int = 2
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,8 @@ def _network(bundle: Bundle) -> str:
     encoder = architecture.encoder
     if encoder is None:
         return network
-    before = f"{architecture.cell.upper()} {encoder.layers} × 2 × {encoder.hidden}"
+    directions = "2 × " * (encoder.directions == 2)
+    before = f"{architecture.cell.upper()} {encoder.layers} × {directions}{encoder.hidden}"
     return f"{before} → {network}, {encoder.attention} attention"
 
 

@@ -46,10 +46,15 @@ class Tokenizer:
         self.content = content
         self.vocabulary_size: int = self._encoder.get_vocab_size()
         self.token_bytes = _token_bytes(self._encoder, description, where)
-        self._characters = self._encoder.get_vocab() if description.get("pre_tokenizer") == _CHARACTER_SPLIT else None
+        vocabulary: dict[str, int] = self._encoder.get_vocab()
+        model = description["model"]
+        # A vocabulary of characters or words that has no token for others.
+        self._closed = vocabulary if model["type"] == "WordLevel" and model["unk_token"] not in vocabulary else None
+        plain = description.get("pre_tokenizer") == _CHARACTER_SPLIT and description.get("normalizer") is None
+        self._characters = self._closed if plain else None
 
     def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
-        """Token ids of ``text``. Characters that the vocabulary lacks are an error, or left out with ``"skip"``.
+        """Token ids of ``text``. Characters or words that the vocabulary lacks are an error, or left out (``"skip"``).
 
         Raises:
             UnknownTokenError: ``unknown`` is ``"error"`` and some are lacking; they are named.
@@ -59,29 +64,46 @@ class Tokenizer:
         if self._characters is not None:
             missing = sorted(set(text).difference(self._characters))
             if missing and unknown == "error":
-                names = " ".join(repr(character) for character in missing[:12])
-                more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
-                raise UnknownTokenError(
-                    f"the model has never seen {names}{more}", "leave them out, or pass --unknown skip"
-                )
+                raise _never_seen(missing)
             if missing:
                 text = text.translate(dict.fromkeys(map(ord, missing)))
             return list(map(self._characters.__getitem__, text))  # the same ids as the library's, without its objects
+        if self._closed is not None:
+            pieces = self._pieces(text)
+            missing = sorted(set(pieces).difference(self._closed))
+            if missing and unknown == "error":
+                raise _never_seen(missing)
+            return [self._closed[piece] for piece in pieces if piece in self._closed]
         try:
             return list(self._encoder.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # the library raises bare Exception
             raise _failure([text], error) from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, by a vocabulary that lacks nothing.
+        """Token ids of each text.
 
         Raises:
-            UnknownTokenError: a text has surrogates, which are no characters.
+            UnknownTokenError: a text has what the vocabulary lacks, or surrogates, which are no characters.
         """
+        if self._closed is not None:
+            return [self.encode(text) for text in texts]
         try:
             return [found.ids for found in self._encoder.encode_batch(list(texts), add_special_tokens=False)]
         except Exception as error:  # the library raises bare Exception
             raise _failure(texts, error) from error
+
+    def _pieces(self, text: str) -> list[str]:
+        """The characters or words of a text, as the library splits it."""
+        encoder = self._encoder
+        try:
+            normal = encoder.normalizer.normalize_str(text) if encoder.normalizer else text
+            return (
+                [piece for piece, _ in encoder.pre_tokenizer.pre_tokenize_str(normal)]
+                if encoder.pre_tokenizer
+                else [normal]
+            )
+        except Exception as error:  # the library raises bare Exception
+            raise _failure([text], error) from error
 
     def spans(self, text: str) -> list[str]:
         """The part of ``text`` that each token stands for."""
@@ -160,6 +182,12 @@ def character_tokenizer(text: str) -> Tokenizer:
     encoder.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     encoder.decoder = decoders.Fuse()
     return Tokenizer((encoder.to_str(pretty=True) + "\n").encode())
+
+
+def _never_seen(missing: Sequence[str]) -> UnknownTokenError:
+    names = " ".join(map(repr, missing[:12]))
+    more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
+    return UnknownTokenError(f"the model has never seen {names}{more}", "leave them out, or pass --unknown skip")
 
 
 def _failure(texts: Iterable[str], error: Exception) -> BundleError | UnknownTokenError:

@@ -28,6 +28,7 @@ class Progress:
     step: int = 0
     batch: int = 0
     epoch: int = 0
+    tokens: int = 0
     loss_sum: float = 0.0
     logged_step: int = 0
     best: float | None = None

@@ -12,7 +12,8 @@ def write(manifest: Manifest, title: str, notes: str) -> str:
     if architecture.encoder:
         encoder = architecture.encoder
         network = (
-            f"bidirectional {architecture.cell.upper()} encoder {encoder.layers} × 2 × {encoder.hidden}, "
+            f"{'bidirectional ' * (encoder.directions == 2)}{architecture.cell.upper()} encoder "
+            f"{encoder.layers} × {'2 × ' * (encoder.directions == 2)}{encoder.hidden}, "
             f"decoder {network}, {encoder.attention} attention"
         )
         kind, graphs = "A translator", "an encoder graph and a decoder step graph"
@@ -31,7 +32,7 @@ def write(manifest: Manifest, title: str, notes: str) -> str:
         f"| trained on | {provenance.data_title or 'not recorded'} |",
         f"| source | {provenance.data_source or 'not recorded'} |",
         f"| licence of the data | {provenance.data_licence or 'not recorded'} |",
-        f"| SHA-256 of the data | `{provenance.data_sha256}` |",
+        f"| SHA-256 of the data | {f'`{provenance.data_sha256}`' if provenance.data_sha256 else 'not recorded'} |",
         "",
     ]
     if manifest.metrics:

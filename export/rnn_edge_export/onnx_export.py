@@ -32,15 +32,11 @@ OPSET, IR_VERSION = 18, 8
 
 
 class Source(Protocol):
-    """What an export needs from training."""
+    """What an export needs from training, here or elsewhere."""
 
     @property
-    def model(self) -> nn.Module:
-        """The trained network, on the CPU."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe, of the task's own kind."""
+    def title(self) -> str:
+        """What the model is, in a line; it may be empty."""
 
     @property
     def notes(self) -> str:
@@ -73,7 +69,7 @@ def export_bundle(
         write_bundle(folder, manifest, contents)
         checks = source.check(read_bundle(folder))
         manifest = golden.record(read_bundle(folder))
-        contents[CARD_FILE] = model_card.write(manifest, source.recipe.title, source.notes).encode()
+        contents[CARD_FILE] = model_card.write(manifest, source.title, source.notes).encode()
         write_bundle(folder, manifest, contents)
     return read_bundle(output), checks
 

@@ -105,6 +105,7 @@ class Trainer(Generic[BatchT, ModelT]):
             loss, norm, count = self._step(batch)
             self._loss_sum += loss
             tokens += count
+            self.progress = replace(self.progress, tokens=self.progress.tokens + round(count))
             step = self.progress.step
             if step % _RELEASE_INTERVAL == 0:
                 release_freed_memory()
@@ -147,6 +148,7 @@ class Trainer(Generic[BatchT, ModelT]):
             loss=self._finite(self._loss_sum.item() / (step - self.progress.logged_step)),
             gradient_norm=norm.item(),
             learning_rate=learning_rate(step - 1, self.total_steps, self.recipe.training),
+            tokens=self.progress.tokens,
             tokens_per_second=rate,
             seconds_left=seconds_left,
         )

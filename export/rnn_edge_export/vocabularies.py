@@ -73,7 +73,7 @@ def train_words(texts: Iterable[str], size: int, *, minimum_count: int = 1, betw
     Raises:
         DataError: no word is as frequent as ``minimum_count``.
     """
-    encoder = _split_at_spaces() if between_spaces else _byte_level(models.WordLevel({}, UNKNOWN))
+    encoder = split_at_spaces() if between_spaces else _byte_level(models.WordLevel({}, UNKNOWN))
     split = encoder.pre_tokenizer.pre_tokenize_str
     counts: Counter[str] = Counter()
     for text in texts:
@@ -105,8 +105,9 @@ def _byte_level(model: models.Model) -> Encoder:
     return encoder
 
 
-def _split_at_spaces() -> Encoder:
-    encoder = Encoder(models.WordLevel({}, UNKNOWN))
+def split_at_spaces(vocabulary: dict[str, int] | None = None, unknown: str = UNKNOWN) -> Encoder:
+    """What stands between spaces, and line ends."""
+    encoder = Encoder(models.WordLevel(vocabulary or {}, unknown))
     encoder.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\n"), behavior="isolated"),

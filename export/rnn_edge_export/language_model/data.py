@@ -176,7 +176,8 @@ def _trained(training: StreamSection, part: _Range, alphabet: frozenset[str], ba
 
         def chunks() -> Iterator[str]:
             done = 0
-            for chunk in part.text.chunks(part.start, part.stop):
+            # Short ones: the library waits for 256 before it looks at any.
+            for chunk in part.text.chunks(part.start, part.stop, read=2**14):
                 yield chunk
                 done += len(chunk)
                 progress(done, part.stop - part.start)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rnn_edge.bundle import Bundle
 from rnn_edge.manifest import (
@@ -48,6 +49,11 @@ class LanguageModelSource:
     metrics: tuple[Metric, ...] = ()
     notes: str = ""
 
+    @property
+    def title(self) -> str:
+        """What the model is, in a line."""
+        return self.recipe.title
+
     def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
         """The manifest before there are hashes, and the bundle's files."""
         section, names = self.recipe.model, self.model.state_names()
@@ -82,7 +88,7 @@ class LanguageModelSource:
 
     def check(self, bundle: Bundle) -> list[Check]:
         """PyTorch against the shipped stepper."""
-        return check_parity(self.model, bundle)
+        return check_parity(self.model.eval(), bundle)
 
 
 def load_source(run: Path, content: RunContent, recipe: LanguageModelRecipe) -> LanguageModelSource:
@@ -103,6 +109,15 @@ def step_graph(model: RecurrentLanguageModel, manifest: Manifest) -> bytes:
     Raises:
         ParityError: the exporter produced something else than asked for.
     """
+    return step_to_onnx(make_step(model, manifest.lowering), manifest, ALLOWED_OPERATORS[manifest.lowering])
+
+
+def step_to_onnx(step: nn.Module, manifest: Manifest, allowed: frozenset[str]) -> bytes:
+    """A module of one step (token, state… → logits, next state…) as the step graph that a manifest describes.
+
+    Raises:
+        ParityError: the exporter produced something else than asked for.
+    """
     # Sizes of 1 and equal sizes would be taken for constants or for one another.
     state = [torch.zeros(3, pair.width) for pair in manifest.state]
     outputs: dict[str, list[str | int]] = {"logits": ["batch", manifest.tokenizer.vocabulary_size]}
@@ -112,4 +127,4 @@ def step_graph(model: RecurrentLanguageModel, manifest: Manifest) -> bytes:
         outputs=outputs | {pair.output: ["batch", pair.width] for pair in manifest.state},
         description="One time step of a recurrent language model: token and state in, logits and next state out.",
     )
-    return to_onnx(make_step(model, manifest.lowering), signature, manifest, ALLOWED_OPERATORS[manifest.lowering])
+    return to_onnx(step, signature, manifest, allowed)

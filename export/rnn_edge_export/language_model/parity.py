@@ -1,36 +1,53 @@
-"""A language model in PyTorch against the shipped stepper: single steps, long runs, wiring, state files."""
+"""A language model as it was trained against the shipped stepper: single steps, long runs, wiring, state files."""
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rnn_edge.bundle import Bundle
+from rnn_edge.errors import ParityError
 from rnn_edge.state import State
 from rnn_edge.stepper import StepGraph
 from rnn_edge.verification import difference, resumption_difference
-from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.language_model.modules import State as ModelState
+from rnn_edge_export.layers import LayerState
 from rnn_edge_export.parity import LOGITS_TOLERANCE, STATE_TOLERANCE, Check, run_checks, state_difference
 
 STEPS = (1, 16, 256)
 BATCHES = (1, 3)
 
+ModelState = list[LayerState]
 
-def check_parity(model: RecurrentLanguageModel, bundle: Bundle) -> list[Check]:
+
+class ReferenceModel(Protocol):
+    """A language model as its own program computes it, on the CPU, with nothing dropped."""
+
+    def __call__(self, tokens: Tensor, state: ModelState, /) -> tuple[Tensor, ModelState]:
+        """tokens int64 [T, B], state → float32 logits [T, B, V], next state."""
+
+    def zero_state(self, batch: int) -> ModelState:
+        """Zeros for B streams, a tuple of [B, width] for each layer."""
+
+    def state_names(self) -> list[str]:
+        """Names of the state tensors in flat order, as in the bundle."""
+
+
+def check_parity(model: ReferenceModel, bundle: Bundle) -> list[Check]:
     """All checks, in the order in which they are printed.
 
     Raises:
         ParityError: one fails; the message names it with its figures.
     """
     cpu, fastest = StepGraph(bundle, device="cpu"), StepGraph(bundle, device="auto")
-    return run_checks(chain(_checks(model.eval(), cpu), _other_device(cpu, fastest)))
+    return run_checks(chain(_checks(model, cpu), _other_device(cpu, fastest)))
 
 
 @torch.no_grad()
-def _checks(model: RecurrentLanguageModel, graph: StepGraph) -> Iterator[Check]:
+def _checks(model: ReferenceModel, graph: StepGraph) -> Iterator[Check]:
     random = np.random.default_rng(0)
     vocabulary_size, widths = _sizes(graph)
     names = list(widths)
@@ -44,8 +61,13 @@ def _checks(model: RecurrentLanguageModel, graph: StepGraph) -> Iterator[Check]:
         for step in range(max(STEPS)):
             singles[step] = stepper.step(tokens[step])
             logits, expected_state = model(torch.from_numpy(tokens[step : step + 1]), expected_state)
+            place = f"after {step + 1} step{'s' * (step > 0)}"
+            if not logits.isfinite().all():
+                raise ParityError(
+                    f"the model's own logits are not finite {place} from a random state",
+                    "export weights from before training diverged; a state must stay finite however long the text",
+                )
             if step + 1 in STEPS:
-                place = f"after {step + 1} step{'s' * (step > 0)}"
                 yield Check(f"logits {place}", difference(singles[step], logits[0].numpy()), LOGITS_TOLERANCE)
                 distance = state_difference(stepper.state(), from_model(expected_state, names))
                 yield Check(f"state {place}", distance, STATE_TOLERANCE)
@@ -56,7 +78,7 @@ def _checks(model: RecurrentLanguageModel, graph: StepGraph) -> Iterator[Check]:
     yield Check("state saved and loaded in mid-stream", resumption_difference(graph), 0.0)
 
 
-def _wiring(graph: StepGraph, model: RecurrentLanguageModel, random: np.random.Generator) -> Iterator[Check]:
+def _wiring(graph: StepGraph, model: ReferenceModel, random: np.random.Generator) -> Iterator[Check]:
     """Change one state input at a time: every output must answer as the model's does, and its own must change."""
     vocabulary_size, widths = _sizes(graph)
     names = list(widths)
@@ -85,7 +107,7 @@ def _other_device(cpu: StepGraph, other: StepGraph) -> Iterator[Check]:
     yield Check(f"logits on {other.device} after {len(tokens)} steps", distance, LOGITS_TOLERANCE)
 
 
-def to_model(state: State, model: RecurrentLanguageModel) -> ModelState:
+def to_model(state: State, model: ReferenceModel) -> ModelState:
     """The runtime's state as the model's: flat names to one tuple a layer."""
     flat = iter(torch.from_numpy(state.tensors[name]) for name in model.state_names())
     return [tuple(next(flat) for _ in layer) for layer in model.zero_state(state.batch)]

@@ -28,16 +28,12 @@ class Layer:
     table: str
     state: Sequence[str]
     outputs: Sequence[str]
+    h: Activation
 
     @property
     def hidden(self) -> int:
         """H."""
         return int(self.r.shape[0])
-
-    @property
-    def h(self) -> Activation:
-        """The state h, in (−1, 1)."""
-        return Activation(self.state[0], self.hidden, 1.0)
 
 
 def add_lstm(writer: GraphWriter, products: Products, layer: Layer) -> None:

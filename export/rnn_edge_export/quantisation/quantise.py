@@ -16,6 +16,7 @@ from rnn_edge.stepper import graph_metadata
 from rnn_edge.tokenizer import load_tokenizer
 from rnn_edge_export import golden, model_card
 from rnn_edge_export.onnx_export import CARD_FILE, check_replaceable, versions, write_bundle
+from rnn_edge_export.quantisation.bounds import find_bounds, find_state_bounds
 from rnn_edge_export.quantisation.gate import (
     OWN_TEXT,
     Comparison,
@@ -24,7 +25,7 @@ from rnn_edge_export.quantisation.gate import (
     compare_language_models,
     compare_translators,
 )
-from rnn_edge_export.quantisation.graph import MICROSOFT
+from rnn_edge_export.quantisation.graph import MICROSOFT, GraphReader
 from rnn_edge_export.quantisation.half import check_fits, halve
 from rnn_edge_export.quantisation.products import BlockProducts, FloatProducts, Products, StaticProducts
 from rnn_edge_export.quantisation.rewrite import Rewriter
@@ -133,16 +134,20 @@ def check_source(bundle: Bundle, precision: Precision) -> None:
         )
 
 
-def round_graph(content: bytes, role: str, manifest: Manifest, block_size: int) -> bytes:
-    """The bytes of a graph with weights in the manifest's precision.
+def input_bounds(graphs: dict[str, bytes], manifest: Manifest) -> dict[str, dict[str, float]]:
+    """By role, how large the inputs of a bundle's graphs can be: what no graph proves to be bounded is left out."""
+    readers = {role: GraphReader(onnx.load_model_from_string(content).graph) for role, content in graphs.items()}
+    pairs = {pair.input: pair.output for pair in manifest.state}
+    if "encoder" not in readers:
+        return {"step": find_state_bounds(readers["step"], pairs, dict.fromkeys(pairs, 0.0), {})}
+    first = find_bounds(readers["encoder"], {})
+    memory = {item.name: first[item.name] for item in manifest.memory if item.name in first}
+    return {"encoder": {}, "decoder": memory | find_state_bounds(readers["decoder"], pairs, first, memory)}
 
-    ``role`` is that of the manifest's ``graphs``: a state h and what an encoder remembers lie in [−1, 1].
-    """
+
+def round_graph(content: bytes, bounded: dict[str, float], manifest: Manifest, block_size: int) -> bytes:
+    """The bytes of a graph with weights in the manifest's precision; ``bounded`` are bounds of its inputs."""
     model = onnx.load_model_from_string(content)
-    states = [] if role == "encoder" else [pair for pair in manifest.state if pair.input[0] != "c"]
-    # Outputs too: what a GRU's nodes compute is not bounded node by node.
-    bounded = {name: 1.0 for pair in states for name in (pair.input, pair.output)}
-    bounded |= {item.name: 1.0 for item in manifest.memory if item.name == "memory"}
     if manifest.precision == "fp16":
         check_fits(model.graph)
     products: dict[Precision, Products] = {
@@ -176,8 +181,9 @@ def _draft(bundle: Bundle, precision: Precision, name: str, block_size: int) -> 
         versions=versions(),
     )
     contents = {file: bundle.read(file) for file in bundle.manifest.files}
+    bounds = input_bounds({role: contents[file] for role, file in manifest.graphs.items()}, manifest)
     for role, file in manifest.graphs.items():
-        contents[file] = round_graph(contents[file], role, manifest, block_size)
+        contents[file] = round_graph(contents[file], bounds[role], manifest, block_size)
     return manifest, contents
 
 

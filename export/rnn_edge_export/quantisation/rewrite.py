@@ -86,7 +86,8 @@ class Rewriter:
             table = self._writer.add("Gather", [rows, lookup.ids])
         else:
             source = Activation(given, w.shape[1], self._bounds.get(given))
-        layer = Layer(np.ascontiguousarray(w.T), np.ascontiguousarray(r.T), b, source, table, state, outputs)
+        h = Activation(state[0], r.shape[1], self._bounds.get(state[0]))
+        layer = Layer(np.ascontiguousarray(w.T), np.ascontiguousarray(r.T), b, source, table, state, outputs, h)
         CELLS[node.op_type](self._writer, self._recurrent, layer)
 
     def _sequence_operator(self, node: onnx.NodeProto) -> None:
@@ -111,7 +112,7 @@ class Rewriter:
         weight = reader.constants[name].T if turned else reader.constants[name]
         output, bias = node.output[0], None
         if node.op_type == "Gemm":
-            bias = reader.constants[node.input[2]]
+            bias = reader.constants[node.input[2]] if len(node.input) > 2 else None
         elif (add := reader.only_consumer(output, "Add")) is not None:
             other = next(item for item in add.input if item != output)
             if other in reader.constants:
@@ -122,7 +123,7 @@ class Rewriter:
             table, rows = self._rounded_rows(name)
             values = writer.add("Transpose", [table], perm=[1, 0])
             y = self._static.integer_product(writer, [x], x.bound, values, rows.scales)
-            assert bias is not None
+            bias = np.zeros(len(rows.scales), np.float32) if bias is None else bias
             writer.add("Add", [y, writer.constant(bias, "bias")], output=output)
             return
         products = self._recurrent if self._is_of_cell(node.input[0], output) else self._static

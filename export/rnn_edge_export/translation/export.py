@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rnn_edge.bundle import Bundle
 from rnn_edge.manifest import (
@@ -58,6 +59,11 @@ class TranslationSource:
     recipe: TranslationRecipe
     metrics: tuple[Metric, ...] = ()
     notes: str = ""
+
+    @property
+    def title(self) -> str:
+        """What the model is, in a line."""
+        return self.recipe.title
 
     def draft(self, name: str, lowering: Lowering) -> tuple[Manifest, dict[str, bytes]]:
         """The manifest before there are hashes, and the bundle's files."""
@@ -116,7 +122,7 @@ class TranslationSource:
 
     def check(self, bundle: Bundle) -> list[Check]:
         """PyTorch against the shipped runtime."""
-        return check_parity(self.model, bundle)
+        return check_parity(self.model.eval(), bundle)
 
 
 def load_source(run: Path, content: RunContent, recipe: TranslationRecipe) -> TranslationSource:
@@ -137,6 +143,11 @@ def encoder_graph(model: EncoderDecoder, manifest: Manifest) -> bytes:
     Raises:
         ParityError: the exporter produced something else than asked for.
     """
+    return encoder_to_onnx(EncoderGraph(model), manifest, ENCODER_OPERATORS)
+
+
+def encoder_to_onnx(graph: nn.Module, manifest: Manifest, allowed: frozenset[str]) -> bytes:
+    """A module (source [B, S], lengths → memory…, first state…) as the encoder graph that a manifest describes."""
     outputs: dict[str, list[str | int]] = {
         item.name: ["batch", "source_length", item.width] for item in manifest.memory
     }
@@ -145,9 +156,9 @@ def encoder_graph(model: EncoderDecoder, manifest: Manifest) -> bytes:
         example=(torch.zeros(3, 7, dtype=torch.int64), torch.tensor([7, 5, 2])),
         inputs={"source": {0: "batch", 1: "source_length"}, "source_lengths": {0: "batch"}},
         outputs=outputs | {pair.input: ["batch", pair.width] for pair in manifest.state},
-        description="A bidirectional encoder: source and its lengths in, memory and the decoder's first state out.",
+        description="An encoder: source and its lengths in, memory and the decoder's first state out.",
     )
-    return to_onnx(EncoderGraph(model), signature, manifest, ENCODER_OPERATORS)
+    return to_onnx(graph, signature, manifest, allowed)
 
 
 def decoder_graph(model: EncoderDecoder, manifest: Manifest) -> bytes:
@@ -156,6 +167,11 @@ def decoder_graph(model: EncoderDecoder, manifest: Manifest) -> bytes:
     Raises:
         ParityError: the exporter produced something else than asked for.
     """
+    return decoder_to_onnx(DecoderStep(model, manifest.lowering), manifest, DECODER_OPERATORS[manifest.lowering])
+
+
+def decoder_to_onnx(step: nn.Module, manifest: Manifest, allowed: frozenset[str]) -> bytes:
+    """A module (token, memory…, lengths, state… → logits, attention, state…) as the decoder graph of a manifest."""
     memory = [torch.zeros(3, 7, item.width) for item in manifest.memory]
     state = [torch.zeros(3, pair.width) for pair in manifest.state]
     lengths = torch.tensor([7, 5, 2])
@@ -172,4 +188,4 @@ def decoder_graph(model: EncoderDecoder, manifest: Manifest) -> bytes:
         outputs=outputs | {pair.output: ["batch", pair.width] for pair in manifest.state},
         description="One time step of an attentive decoder: token, memory and state in, logits and next state out.",
     )
-    return to_onnx(DecoderStep(model, manifest.lowering), signature, manifest, DECODER_OPERATORS[manifest.lowering])
+    return to_onnx(step, signature, manifest, allowed)

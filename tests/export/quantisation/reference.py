@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rnn_edge.manifest import Cell, Lowering, Manifest
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.quantisation.quantise import round_graph
+from rnn_edge_export.quantisation.quantise import input_bounds, round_graph
 from rnn_edge_export.quantisation.weights import from_blocks, to_blocks
 from rnn_edge_export.translation.modules import BahdanauAttention, EncoderDecoder, GeneralAttention
 
@@ -178,7 +178,8 @@ def open_graph(content: bytes) -> Session:
 
 def rounded(contents: dict[str, bytes], role: str, manifest: Manifest) -> bytes:
     """One of a bundle's graphs in the manifest's precision."""
-    return round_graph(contents[manifest.graphs[role]], role, manifest, BLOCK)
+    bounds = input_bounds({role: contents[name] for role, name in manifest.graphs.items()}, manifest)
+    return round_graph(contents[manifest.graphs[role]], bounds[role], manifest, BLOCK)
 
 
 def language_model_step(

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rnn_edge_export.quantisation.bounds import find_bounds
+from rnn_edge_export.quantisation.bounds import find_bounds, find_state_bounds
 from rnn_edge_export.quantisation.graph import Array, GraphReader
 
 
@@ -75,3 +75,43 @@ def test_the_context_of_an_attention_is_bounded_by_its_memory() -> None:
 @pytest.mark.parametrize("bound", [1.0, 8.0])
 def test_given_bounds_are_those_of_the_inputs(bound: float) -> None:
     assert _bounds("x = Concat<axis = 1>(h0, h0)", h0=bound)["x"] == bound
+
+
+def _step(nodes: str, constants: dict[str, Array] | None = None, **first: float) -> dict[str, float]:
+    """Bounds of the states h and c of a step that writes h1 and c1."""
+    graph = onnx.parser.parse_graph(f"g (float[B, 4] any, float[B, 4] h) => (float[B, 4] h1) {{ {nodes} }}")
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in (constants or {}).items())
+    return find_state_bounds(GraphReader(graph), {"h": "h1", "c": "c1"}, {"h": 0.0, "c": 0.0} | first, {})
+
+
+def test_a_state_is_bounded_where_every_step_keeps_it_so() -> None:
+    lstm = "i, o, f = Split(gates)  a = Mul(f, c)  b = Mul(i, g)  c1 = Add(a, b)  d = Tanh(c1)  h1 = Mul(o, d)"
+    assert _step(f"gates = Sigmoid(any)  g = Tanh(any)  {lstm}") == {"h": 1}
+    assert _step(f"gates = Sigmoid(any)  g = Tanh(any)  {lstm}", h=1.5) == {}  # not even at first
+    assert _step(f"gates = Relu(any)  g = Tanh(any)  {lstm}") == {}
+    hard = "gates = Clip(any, low, high)  g = Tanh(any)"
+    low, high = np.array(0, np.float32), np.array(1, np.float32)
+    assert _step(f"{hard}  {lstm}", {"low": low, "high": high}) == {"h": 1}
+    assert _step(f"{hard}  {lstm}", {"low": low, "high": high + 1}) == {}
+
+
+def test_a_mean_of_state_and_candidate_is_bounded() -> None:
+    gru = "z = Sigmoid(any)  n = Tanh(any)  d = Sub(h, n)  m = Mul(z, d)  h1 = Add(n, m)"
+    assert _step(gru) == {"h": 1}
+    assert _step(gru.replace("Sigmoid", "Tanh")) == {}  # no share
+    assert _step(gru.replace("Sub(h, n)", "Sub(n, h)")) == {}
+    assert _step(gru.replace("n = Tanh", "n = Relu")) == {}
+
+
+def test_states_that_nothing_bounds() -> None:
+    assert _step("h1 = Relu(any)") == {}
+    assert _step("y = Tanh(any)  h1 = MatMul(y, w)", {"w": TABLE}) == {}
+    # One state may lean on another only if that is bounded itself.
+    assert _step("h1 = Identity(c)  c1 = Identity(h)") == {"c": 1, "h": 1}
+    assert _step("h1 = Identity(c)  c1 = Add(h, h)") == {}
+
+
+def test_a_recurrent_operator_with_other_functions_or_from_another_state() -> None:
+    assert _bounds('y, h = RNN<activations = ["Relu"]>(any, w, r, b)') == {}
+    assert "y" not in _bounds("y, h = GRU(any, w, r, b, , first)")
+    assert _bounds("y, h = GRU(any, w, r, b, , first)", first=3.0)["h"] == 3

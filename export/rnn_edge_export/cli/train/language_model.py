@@ -39,6 +39,7 @@ def language_model(
     force: session.Force = False,
     device: session.Device = "auto",
     threads: session.Threads = None,
+    tensorboard: session.TensorBoard = False,
     dropout: Annotated[float | None, typer.Option(help="Sets --layer-dropout and --output-dropout.")] = None,
     **overrides: Any,
 ) -> None:
@@ -56,6 +57,7 @@ def language_model(
         force=force,
         device=device,
         threads=threads,
+        tensorboard=tensorboard,
         overrides=overrides,
     )
     vector_options.check_files(plan, {"--embeddings": embeddings}, embeddings_encoding, resume=resume)
@@ -85,7 +87,8 @@ def language_model(
         session.train(
             lambda: Trainer(task, output, device, resume=resume, world=world),
             threads=threads,
-            resume_command=again + session.common_options(encoding, device, threads),
+            tensorboard=tensorboard,
+            resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
             lower="--batch-size, --sequence-length or --hidden",
         )
         leave_world(world)

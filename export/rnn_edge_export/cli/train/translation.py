@@ -41,6 +41,7 @@ def translation(
     force: session.Force = False,
     device: session.Device = "auto",
     threads: session.Threads = None,
+    tensorboard: session.TensorBoard = False,
     dropout: Annotated[
         float | None, typer.Option(help="Sets --input-dropout, --layer-dropout and --output-dropout.")
     ] = None,
@@ -60,6 +61,7 @@ def translation(
         force=force,
         device=device,
         threads=threads,
+        tensorboard=tensorboard,
         overrides=overrides,
     )
     given = {"--source-embeddings": source_embeddings, "--target-embeddings": target_embeddings}
@@ -101,6 +103,7 @@ def translation(
         session.train(
             lambda: Trainer(TranslationTask(plan, data, vectors), output, device, resume=resume),
             threads=threads,
-            resume_command=again + session.common_options(encoding, device, threads),
+            tensorboard=tensorboard,
+            resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
             lower="--batch-tokens, --hidden or --vocabulary-size",
         )
