@@ -7,6 +7,7 @@ import typer
 
 from rnn_edge_export.cli import workstation
 from rnn_edge_export.cli.options import recipe_options
+from rnn_edge_export.cli.train import embeddings as vector_options
 from rnn_edge_export.cli.train import session
 from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
 
@@ -28,6 +29,11 @@ def language_model(
         list[Path] | None, typer.Option(help="Text that the best weights are scored on at the end; may be repeated.")
     ] = None,
     encoding: session.Encoding = "utf-8",
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Pretrained vectors to begin with: GloVe, word2vec or fastText's .vec, gzipped or not."),
+    ] = None,
+    embeddings_encoding: vector_options.Encoding = None,
     recipe: session.RecipeFile = None,
     resume: session.Resume = False,
     force: session.Force = False,
@@ -54,6 +60,7 @@ def language_model(
         tensorboard=tensorboard,
         overrides=overrides,
     )
+    vector_options.check_files(plan, {"--embeddings": embeddings}, embeddings_encoding, resume=resume)
     again = ["rnn-edge", "train", "lm", *map(str, corpus), "-o", str(output), "--resume"]
     again += [word for path in valid or () for word in ("--valid", str(path))]
     again += [word for path in test or () for word in ("--test", str(path))]
@@ -73,8 +80,12 @@ def language_model(
             plan = session.claim_data(plan, texts.hashes, " and ".join(map(str, corpus)), resume=resume)
             known = load_tokenizer(output / TOKENIZER) if resume else None
             data = load_corpus(texts, plan.training, tokenizer=known, bar=render.progress)
+            plan, vectors = vector_options.load(
+                plan, {"input": (embeddings, data.tokenizer)}, embeddings_encoding, resume=resume, quiet=not world.leads
+            )
+        task = LanguageModelTask(plan, data, world, vectors.get("input"))
         session.train(
-            lambda: Trainer(LanguageModelTask(plan, data, world), output, device, resume=resume, world=world),
+            lambda: Trainer(task, output, device, resume=resume, world=world),
             threads=threads,
             tensorboard=tensorboard,
             resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
