@@ -5,8 +5,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -34,7 +35,7 @@ from rnn_edge_export.hardware import (
     resolve_precision,
 )
 from rnn_edge_export.layers import parameter_count
-from rnn_edge_export.optimisation import learning_rate, make_optimizer
+from rnn_edge_export.optimisation import average_weight, learning_rate, make_optimizer, stalls
 from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE
 from rnn_edge_export.task import Evaluation, Task
 from rnn_edge_export.training_events import FinishedEvent, StepEvent, TrainingEvent, ValidationEvent
@@ -79,7 +80,8 @@ class Trainer(Generic[BatchT, ModelT]):
         self.optimizer = make_optimizer(self.model, training)
         self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.total_steps = max(1, round(task.steps_per_epoch * training.epochs))
+        self.steps_per_epoch = -(-task.steps_per_epoch // training.accumulation)
+        self.total_steps = max(1, round(self.steps_per_epoch * training.epochs))
         self._metrics = directory / METRICS
         if resume:
             self._restore()
@@ -101,8 +103,8 @@ class Trainer(Generic[BatchT, ModelT]):
         clock = began = time.perf_counter()
         tokens = 0.0
         reason: Literal["complete", "early-stop", "interrupt"] = "complete"
-        for done, batch in enumerate(self._remaining_batches(), 1):
-            loss, norm, count = self._step(batch)
+        for done, batches in enumerate(self._remaining_batches(), 1):
+            loss, norm, count = self._step(batches)
             self._loss_sum += loss
             tokens += count
             self.progress = replace(self.progress, tokens=self.progress.tokens + round(count))
@@ -144,10 +146,10 @@ class Trainer(Generic[BatchT, ModelT]):
         event = StepEvent(
             step=step,
             total_steps=self.total_steps,
-            epoch=step / self.task.steps_per_epoch,
+            epoch=step / self.steps_per_epoch,
             loss=self._finite(self._loss_sum.item() / (step - self.progress.logged_step)),
             gradient_norm=norm.item(),
-            learning_rate=learning_rate(step - 1, self.total_steps, self.recipe.training),
+            learning_rate=self._rate(),
             tokens=self.progress.tokens,
             tokens_per_second=rate,
             seconds_left=seconds_left,
@@ -157,34 +159,45 @@ class Trainer(Generic[BatchT, ModelT]):
         self._record("train", event)
         return event
 
-    def _remaining_batches(self) -> Iterator[BatchT]:
-        """Batches from where the run stands; advances ``progress`` past each one before it is trained on."""
+    def _remaining_batches(self) -> Iterator[list[BatchT]]:
+        """The batches of each step that is left; advances ``progress`` past them before they are trained on."""
         while self.progress.step < self.total_steps and not self._is_stale():
             epoch, done = self.progress.epoch, self.progress.batch
-            for index, batch in enumerate(self.task.batches(epoch, done), done + 1):
-                self.progress = replace(self.progress, step=self.progress.step + 1, batch=index)
-                yield batch
+            batches = self.task.batches(epoch, done)
+            while some := list(islice(batches, self.recipe.training.accumulation)):
+                done += len(some)
+                self.progress = replace(self.progress, step=self.progress.step + 1, batch=done)
+                yield some
                 if self.progress.step >= self.total_steps:
                     return
             self.progress = replace(self.progress, epoch=epoch + 1, batch=0)
 
-    def _step(self, batch: BatchT) -> tuple[Tensor, Tensor, float]:
-        """Train on one batch → its mean loss (this process's share of it), gradient norm and tokens."""
+    def _step(self, batches: Sequence[BatchT]) -> tuple[Tensor, Tensor, float]:
+        """One step of the optimiser → mean loss (this process's share of it), gradient norm and tokens."""
         training = self.recipe.training
         self.model.train()
-        with autocast(self.device, self.precision):
-            loss, tokens = self.task.loss(self.model, batch, self.device)
-        total = self._agree(tokens)
-        loss = loss * (tokens / total)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        mean, tokens = torch.zeros((), device=self.device), 0.0
+        for batch in batches:
+            with autocast(self.device, self.precision):
+                found = self.task.loss(self.model, batch, self.device)
+            total = self._agree(found.tokens)
+            share = found.tokens / total / len(batches)
+            (found.objective * share).backward()
+            mean += found.loss.detach() * share
+            tokens += total
         self.world.sum_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
+        rate = self._rate() * sum(map(self.task.rate, batches)) / len(batches)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress.step - 1, self.total_steps, training)
+            group["lr"] = rate
         self.optimizer.step()
-        self._update_average(training.average_decay)
-        return loss.detach(), norm, total
+        self._update_average()
+        return mean, norm, tokens
+
+    def _rate(self) -> float:
+        progress = self.progress
+        return learning_rate(progress.step - 1, self.total_steps, self.recipe.training, progress.annealings)
 
     def _agree(self, tokens: int) -> float:
         """The tokens of all processes; an interrupt of one is one of all, at the same step."""
@@ -199,11 +212,20 @@ class Trainer(Generic[BatchT, ModelT]):
         return self.interrupted if self.world.size == 1 else self._agreed
 
     @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
-        # A short memory at first, so that the random start is forgotten (as TensorFlow's ExponentialMovingAverage).
-        decay = min(decay, (1 + self.progress.step) / (10 + self.progress.step)) if decay > 0 else 0.0
+    def _update_average(self) -> None:
+        weight = average_weight(self.progress.step, self.progress.averaging_from, self.recipe.training)
         for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(parameter, 1 - decay)
+            mean.lerp_(parameter, weight)
+
+    def _note_validation(self, loss: float, *, best: bool) -> None:
+        """What the optimiser makes of a validation."""
+        training, progress = self.recipe.training, self.progress
+        if training.optimizer == "sgd" and not best:
+            self.progress = replace(progress, annealings=progress.annealings + 1)
+        if training.optimizer == "nt-asgd" and progress.averaging_from is None:
+            losses = (*progress.losses, loss)
+            start = progress.step if stalls(losses, training.nonmonotone_interval) else None
+            self.progress = replace(progress, losses=losses, averaging_from=start)
 
     def _evaluate(self) -> Evaluation:
         def evaluate() -> Evaluation:
@@ -223,6 +245,7 @@ class Trainer(Generic[BatchT, ModelT]):
                 save_checkpoint(self.directory / BEST, module_tensors("model", self.average), description)
         else:
             self.progress = replace(self.progress, bad_validations=self.progress.bad_validations + 1)
+        self._note_validation(found.loss, best=best)
         event = ValidationEvent(step, found.loss, best, found.sample, found.bleu)
         self._record("validation", event)
         return event

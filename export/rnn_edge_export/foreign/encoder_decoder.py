@@ -23,6 +23,11 @@ from rnn_edge_export.translation.modules import Memory
 DecoderState = Tensor | tuple[Tensor, ...]
 Attend = Callable[[Tensor], Tensor]  # query [B, Q] → context [B, M]
 
+_SETTINGS = (
+    *("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size"),
+    *("mode", "nonlinearity"),
+)
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -224,10 +229,16 @@ class OneStep(nn.Module):
 
     def __init__(self, module: nn.Module, lowering: Lowering) -> None:
         super().__init__()
+        for name in _SETTINGS:  # which the decoder may ask for
+            if hasattr(module, name):
+                setattr(self, name, getattr(module, name))
         self.sequence = isinstance(module, nn.RNNBase)
         self.axis = 1 if getattr(module, "batch_first", False) else 0
         count = layer_count(module)
         self.layers = nn.ModuleList(lower_weights(layer_weights(module, index), lowering) for index in range(count))
+
+    def flatten_parameters(self) -> None:
+        """Nothing: there is no kernel that wants them in one piece."""
 
     def forward(self, x: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState] | DecoderState:
         if state is None:

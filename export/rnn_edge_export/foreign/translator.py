@@ -48,7 +48,7 @@ from rnn_edge_export.translation.parity import check_parity
 
 # What is traced may use whatever the standard domain has.
 _STANDARD = frozenset(schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain)
-_SHARED_MEND = "see docs/importing.md for what each of the three is called with"
+_CALLS = "see docs/importing.md for what each of the three is called with"
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,11 @@ class ForeignTranslator:
         except (RnnEdgeError, MemoryError):
             raise
         except Exception as error:  # whatever a user's module does that cannot be traced
-            reason = " ".join(str(error).split())[:300]
+            cause = _first_cause(error)
+            if isinstance(cause, RnnEdgeError):
+                raise cause from error
             raise InvalidValueError(
-                f"bridge, attention or decoder cannot become a graph: {reason}",
+                f"bridge, attention or decoder cannot become a graph: {' '.join(str(cause).split())[:300]}",
                 "write them without branches or sizes that depend on values; see docs/importing.md",
             ) from error
         return manifest, graphs | {TOKENIZER_FILE: target.content, self.source.tokenizer.file: source.content}
@@ -235,13 +237,13 @@ def _checked(
         raise
     except Exception as error:  # whatever a user's module raises
         raise InvalidValueError(
-            f"encoder, attention and decoder do not run together: {type(error).__name__}: {error}", _SHARED_MEND
+            f"encoder, attention and decoder do not run together: {type(error).__name__}: {error}", _CALLS
         ) from error
     if logits.shape[1:] != (2, target.vocabulary_size):
         raise InvalidValueError(
             f"the decoder gives logits of shape {list(logits.shape[1:])}, not [2, {target.vocabulary_size}] "
             "(2 sentences, the target vocabulary)",
-            _SHARED_MEND,
+            _CALLS,
         )
     before, after = [list(item.shape) for item in state], [list(item.shape) for item in new]
     if before != after:
@@ -255,3 +257,10 @@ def _checked(
 def _is_tied(decoder: nn.Module) -> bool:
     tables = {item.weight.data_ptr() for item in decoder.modules() if isinstance(item, nn.Embedding)}
     return any(isinstance(item, nn.Linear) and item.weight.data_ptr() in tables for item in decoder.modules())
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What the exporter's own error is about."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

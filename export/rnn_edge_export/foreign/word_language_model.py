@@ -45,6 +45,10 @@ def read_checkpoint(path: Path, cell: str | None = None) -> Network:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise DataError(f"{path}: {name} is {tensor.dtype}, no floating point", "give unquantised weights")
+        if not tensor.isfinite().all():
+            raise DataError(
+                f"{path}: {name} holds values that are not finite", "give weights from before training diverged"
+            )
     return build_network({name: tensor.float() for name, tensor in tensors.items()}, str(path), cell)
 
 
