@@ -9,7 +9,10 @@ from rnn_edge.cli.options import DeviceOption, ThreadsOption
 from rnn_edge.errors import DataError, InvalidValueError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rnn_edge.bundle import Bundle
+    from rnn_edge.evaluation import Loss
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -18,7 +21,10 @@ _TOKENIZERS = ("13a", "none", "intl", "char", "zh")
 
 @app.command()
 def evaluate(
-    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.", metavar="BUNDLE")],
+    bundle: Annotated[
+        str,
+        typer.Argument(help="Name or folder of a bundle, or folder of a language model's run.", metavar="BUNDLE"),
+    ],
     data: Annotated[
         list[Path],
         typer.Argument(
@@ -45,6 +51,21 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the translations, one a line.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sentences at once.")] = 32,
     encoding: Annotated[str, typer.Option(help="Encoding of the data.")] = "utf-8",
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Let a run learn from the text on its way (Krause et al. 2018).")
+    ] = False,
+    dynamic_lr: Annotated[
+        float | None, typer.Option(help="η. [default: 0.005 a token of the window, with statistics 5e-05]")
+    ] = None,
+    dynamic_decay: Annotated[
+        float | None, typer.Option(help="λ, back to the trained weights. [default: 0.001, with statistics 0.002]")
+    ] = None,
+    dynamic_window: Annotated[
+        int | None, typer.Option(help="Tokens that are learnt from at once. [default: 20, of words or subwords 5]")
+    ] = None,
+    dynamic_statistics: Annotated[
+        Path | None, typer.Option(help="Training text, for the RMS rule: its gradients scale the steps.")
+    ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One score a line.")] = False,
@@ -54,10 +75,9 @@ def evaluate(
 
     A translator: sacreBLEU and chrF with their signatures, sentences/s, and the loss of the references. A language
     model: nats, bits and perplexity per token, with the state carried and from cold blocks, and tokens/s.
-    """
-    import json
 
-    from rnn_edge import render
+    A run is measured in PyTorch, and may be measured by dynamic evaluation.
+    """
     from rnn_edge.bundle import open_bundle
     from rnn_edge.files import check_output, write_text
 
@@ -67,7 +87,25 @@ def evaluate(
         raise InvalidValueError(f"block is {block}", "use at least 1")
     if output:
         check_output(output, force=force, folder=False)
+    learning = {
+        "learning_rate": dynamic_lr,
+        "decay": dynamic_decay,
+        "window": dynamic_window,
+        "statistics": dynamic_statistics,
+    }
+    if not dynamic and any(value is not None for value in learning.values()):
+        raise InvalidValueError("--dynamic-… says how to learn from the text", "add --dynamic, or leave it out")
+    if _is_run(bundle):
+        if output:
+            raise InvalidValueError("--output is for translations, and this is a run", "leave it out")
+        rows = _run(bundle, data, block, unknown, encoding, device, threads, learning if dynamic else None)
+        _show(rows, as_json=as_json)
+        return
     found = open_bundle(bundle)
+    if dynamic:
+        raise InvalidValueError(
+            f"{bundle} is a bundle, and only a run has gradients to learn by", "give the run that it was exported from"
+        )
     if found.manifest.task == "translation":
         options = {
             "beam": beam,
@@ -84,12 +122,60 @@ def evaluate(
         if output:
             raise InvalidValueError("--output is for translations, and this is a language model", "leave it out")
         rows = _language_model(found, data, block, unknown, encoding, device, threads)
+    _show(rows, as_json=as_json)
+
+
+def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    import json
+
+    from rnn_edge import render
+
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False))
     else:
         table = [(row["name"], f"{row['value']:.4f}", row["unit"], row["method"]) for row in rows]
         render.show_table(("measure", "value", "unit", "how"), table)
+
+
+def _is_run(name: str) -> bool:
+    """Whether this is the folder of a training run rather than of a bundle, or a bundle's name."""
+    from rnn_edge.manifest import MANIFEST_NAME
+
+    return (Path(name) / "recipe.toml").is_file() and not (Path(name) / MANIFEST_NAME).is_file()
+
+
+def _run(
+    run: str,
+    data: list[Path],
+    block: int,
+    unknown: Any,
+    encoding: str,
+    device: str,
+    threads: Any,
+    learning: dict[str, Any] | None,
+) -> list[dict[str, Any]]:
+    import importlib
+
+    from rnn_edge import render
+
+    _check_one_text(data)
+    # By name, as commands of the workstation are: this side imports nothing of it.
+    workstation = importlib.import_module("rnn_edge_export.cli").workstation
+    with workstation():
+        evaluation = importlib.import_module("rnn_edge_export.language_model.evaluation")
+        found, lacking = evaluation.evaluate_run(
+            Path(run),
+            data[0],
+            encoding=encoding,
+            unknown=unknown,
+            block=block,
+            device=device,
+            threads=threads,
+            dynamic=evaluation.Dynamic(**learning) if learning is not None else None,
+            bar=render.progress,
+        )
+    return _losses(found, lacking)
 
 
 def _translator(
@@ -137,8 +223,7 @@ def _language_model(
     from rnn_edge.language_model import LanguageModel
     from rnn_edge.text_files import read_text
 
-    if len(data) > 1:
-        raise InvalidValueError(f"DATA names {len(data)} files", "a language model reads one text")
+    _check_one_text(data)
     model = LanguageModel.load(bundle.path, device=device, threads=threads)
     text = read_text(data[0], encoding)[0]
     ids = model.tokenizer.encode(text, unknown=unknown)
@@ -150,11 +235,19 @@ def _language_model(
     if len(ids) > block:
         with render.progress("cold blocks") as progress:
             found.append(cold_block_loss(model, ids, text, block, progress))
-    rows = []
     unknown_id = model.manifest.special_ids.unknown
-    lacking = 0 if unknown_id is None else ids.count(unknown_id)
+    return _losses(found, 0.0 if unknown_id is None else ids.count(unknown_id) / len(ids))
+
+
+def _check_one_text(data: list[Path]) -> None:
+    if len(data) > 1:
+        raise InvalidValueError(f"DATA names {len(data)} files", "a language model reads one text")
+
+
+def _losses(found: "Sequence[Loss]", lacking: float) -> list[dict[str, Any]]:
+    rows = []
     if lacking:  # the characters that they hide cost nothing, and cheat the figures below
-        rows.append(_row("unknown", 100 * lacking / len(ids), "% of tokens", "words that the vocabulary lacks"))
+        rows.append(_row("unknown", 100 * lacking, "% of tokens", "words that the vocabulary lacks"))
     for loss in found:
         rows += [
             _row("loss", loss.nats, "nats per token", loss.method),
