@@ -22,18 +22,24 @@ class Progress:
     """Where a run stands. With the tensors of the checkpoint it is all that resuming needs.
 
     ``loss_sum`` adds up the training losses since ``logged_step``, the last line of metrics; ``metrics_bytes`` is the
-    length of the metrics file, so that lines written after the checkpoint can be cut off.
+    length of the metrics file, so that lines written after the checkpoint can be cut off. ``annealings`` counts how
+    often SGD's learning rate was lowered; ``losses`` are NT-ASGD's validations and ``averaging_from`` the step of its
+    trigger.
     """
 
     step: int = 0
     batch: int = 0
     epoch: int = 0
+    tokens: int = 0
     loss_sum: float = 0.0
     logged_step: int = 0
     best: float | None = None
     best_step: int = 0
     bad_validations: int = 0
     metrics_bytes: int = 0
+    annealings: int = 0
+    losses: tuple[float, ...] = ()
+    averaging_from: int | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,61 @@ def state_names(cell: Cell, layers: int) -> list[str]:
     return [f"{kind}{index}" for index in range(layers) for kind in STATE_KINDS[cell]]
 
 
+class NormalisedLayer(nn.Module):
+    """A recurrent layer with layer normalisation inside its cell (Ba et al. 2016).
+
+    With LN over all gates of a product at once, and a = LN(W x):
+
+        LSTM  i, f, g, o = a + LN(U h);  c' = σ(f) c + σ(i) tanh(g);  h' = σ(o) tanh(LN(c'))
+        GRU   r, z, n from a, u from LN(U h);  candidate = tanh(a_n + σ(r) u_n);  h' = candidate + σ(z) (h − candidate)
+        RNN   h' = tanh(LN(W x + U h))
+
+    No fused kernel computes it: the products with x are made for all steps at once, the rest step by step.
+    """
+
+    def __init__(self, cell: Cell, width: int, hidden: int) -> None:
+        super().__init__()
+        self.cell, self.hidden_size = cell, hidden
+        rows = hidden * {"lstm": 4, "gru": 3, "rnn": 1}[cell]
+        self.weight_ih_l0 = nn.Parameter(torch.empty(rows, width))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(rows, hidden))
+        self.input_norm = nn.LayerNorm(rows)
+        self.hidden_norm = nn.LayerNorm(rows, bias=cell == "gru") if cell != "rnn" else None
+        self.cell_norm = nn.LayerNorm(hidden) if cell == "lstm" else None
+
+    def forward(self, x: Tensor, state: LayerState | None, recurrent: Tensor) -> tuple[Tensor, LayerState]:
+        """x [T, B, D], state (None for zeros), U [G·H, H] → y [T, B, H], next state."""
+        inputs = F.linear(x, self.weight_ih_l0)  # [T, B, G·H]
+        if self.hidden_norm is not None:
+            inputs = self.input_norm(inputs)
+        if state is None:
+            state = tuple(x.new_zeros(x.shape[1], self.hidden_size) for _ in STATE_KINDS[self.cell])
+        outputs = []
+        for step in inputs:
+            state = self.step(step, F.linear(state[0], recurrent), state)
+            outputs.append(state[0])
+        return torch.stack(outputs), state
+
+    def step(self, inputs: Tensor, product: Tensor, state: LayerState) -> LayerState:
+        """LN(W x) (of an RNN W x), U h, each [B, G·H], and the state → the next state."""
+        if self.hidden_norm is None:
+            return (self.input_norm(inputs + product).tanh(),)
+        product = self.hidden_norm(product)
+        if self.cell_norm is None:
+            widths = [2 * self.hidden_size, self.hidden_size]
+            gates, candidate = inputs.split(widths, dim=1)
+            hidden_gates, hidden_candidate = product.split(widths, dim=1)
+            r, z = (gates + hidden_gates).sigmoid().split(self.hidden_size, dim=1)
+            n = (candidate + r * hidden_candidate).tanh()
+            return (n + z * (state[0] - n),)
+        i, f, g, o = (inputs + product).split(self.hidden_size, dim=1)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return o.sigmoid() * self.cell_norm(c).tanh(), c
+
+
+RecurrentLayer = nn.RNNBase | NormalisedLayer
+
+
 def new_layer(cell: Cell, width: int, hidden: int) -> nn.RNNBase:
     """One layer with orthogonal recurrent matrices, and forget gates that are open at first."""
     layer = CELLS[cell](width, hidden)
@@ -32,8 +87,8 @@ def new_layer(cell: Cell, width: int, hidden: int) -> nn.RNNBase:
     return layer
 
 
-def initialise(layer: nn.RNNBase, cell: Cell) -> None:
-    """The first weights of ``new_layer``."""
+def initialise(layer: RecurrentLayer, cell: Cell) -> None:
+    """The first weights of ``new_layer``; what normalises has its own already."""
     hidden = layer.hidden_size
     for name, parameter in layer.named_parameters():
         if name.startswith("weight_hh"):
@@ -41,11 +96,12 @@ def initialise(layer: nn.RNNBase, cell: Cell) -> None:
                 nn.init.orthogonal_(gate)
         elif name.startswith("weight_ih"):
             nn.init.xavier_uniform_(parameter)
-        else:
+        elif name.startswith("bias"):
             nn.init.zeros_(parameter)
     if cell == "lstm":
         # Forget bias 1 (Gers et al. 2000; Jozefowicz et al. 2015). PyTorch orders gates i, f, g, o.
-        bias: Tensor = layer.bias_ih_l0  # type: ignore[assignment]
+        bias = layer.input_norm.bias if isinstance(layer, NormalisedLayer) else layer.bias_ih_l0
+        assert isinstance(bias, Tensor)
         nn.init.ones_(bias.data[hidden : 2 * hidden])
 
 
@@ -56,6 +112,9 @@ def run_layer(layer: nn.Module, x: Tensor, state: LayerState | None, weight_drop
         # One mask a call, on the hidden-to-hidden matrix only: the fused kernel sees plain weights.
         raw: Tensor = layer.weight_hh_l0  # type: ignore[assignment]
         weights["weight_hh_l0"] = F.dropout(raw, weight_drop)
+    if isinstance(layer, NormalisedLayer):
+        found: tuple[Tensor, LayerState] = layer(x, state, weights.get("weight_hh_l0", layer.weight_hh_l0))
+        return found
     arguments: tuple[Tensor | tuple[Tensor, ...], ...] = (x,)
     if state is not None:
         stacked = tuple(tensor.unsqueeze(0) for tensor in state)  # the fused kernels want [1, B, H]
@@ -76,6 +135,17 @@ def drop_tokens(x: Tensor, chance: float, *, training: bool) -> Tensor:
     if not training or chance == 0:
         return x
     return x * F.dropout(x.new_ones(*x.shape[:2], 1), chance)
+
+
+def drop_rows(x: Tensor, tokens: Tensor, embedding: nn.Embedding, chance: float) -> Tensor:
+    """Embedding dropout on x [T, B, E], the rows of ``tokens`` [T, B]: whole rows of the table are left out.
+
+    One mask a call for the whole vocabulary, so that a token is gone wherever it occurs (Gal & Ghahramani 2016).
+    """
+    if not embedding.training or chance == 0:
+        return x
+    kept = F.dropout(x.new_ones(embedding.num_embeddings, 1), chance)
+    return x * F.embedding(tokens, kept)
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:

@@ -4,13 +4,16 @@ Symbols in shape comments: B streams, S source steps, D input of a layer, H hidd
 Weights are folded, reordered and transposed here, once, so that the graph holds nothing but the computation.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from rnn_edge.errors import InvalidValueError
 from rnn_edge.manifest import Cell, Lowering
+from rnn_edge_export.layers import NormalisedLayer
 
 # PyTorch's gate order → ONNX's: LSTM i, f, g, o → i, o, f, c; GRU r, z, n → z, r, h.
 _ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
@@ -18,12 +21,22 @@ _ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 # What each lowering may use, all of the standard domain: onnx.checker accepts unknown operators of other domains.
 LAYER_OPERATORS: dict[Lowering, frozenset[str]] = {
     "operator": frozenset({"Unsqueeze", "Squeeze", "LSTM", "GRU", "RNN"}),
-    "cell": frozenset({"Concat", "MatMul", "Add", "Sub", "Mul", "Sigmoid", "Tanh", "Split"}),
+    "cell": frozenset({"Concat", "MatMul", "Add", "Sub", "Mul", "Sigmoid", "Tanh", "Split", "LayerNormalization"}),
 }
 
 
 def lower(layer: nn.Module, lowering: Lowering, cell: Cell) -> nn.Module:
-    """A trained layer as a module of one step: x [B, D], state [B, H]… → next state, whose first tensor is h."""
+    """A trained layer as a module of one step: x [B, D], state [B, H]… → next state, whose first tensor is h.
+
+    Raises:
+        InvalidValueError: no operator computes this layer.
+    """
+    if isinstance(layer, NormalisedLayer):
+        if lowering != "cell":
+            raise InvalidValueError(
+                "the standard operators have no layer normalisation inside", "export with --lowering cell"
+            )
+        return CellNormalised(layer)
     return _LAYERS[lowering, cell](cast(nn.RNNBase, layer))
 
 
@@ -158,6 +171,22 @@ class CellRNN(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor]:
         return ((torch.cat([x, h], dim=1) @ self.weight + self.bias).tanh(),)
+
+
+class CellNormalised(nn.Module):
+    """A layer with normalisation inside its cell, for one step."""
+
+    def __init__(self, layer: NormalisedLayer) -> None:
+        super().__init__()
+        self.layer = copy.deepcopy(layer).requires_grad_(False)
+        self.input_weight = nn.Buffer(layer.weight_ih_l0.detach().t().contiguous())  # [D, G·H]
+        self.hidden_weight = nn.Buffer(layer.weight_hh_l0.detach().t().contiguous())  # [H, G·H]
+
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        inputs = x @ self.input_weight
+        if self.layer.hidden_norm is not None:
+            inputs = self.layer.input_norm(inputs)
+        return self.layer.step(inputs, state[0] @ self.hidden_weight, state)
 
 
 _LAYERS: dict[tuple[Lowering, Cell], Callable[[nn.RNNBase], nn.Module]] = {

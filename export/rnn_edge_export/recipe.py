@@ -3,6 +3,7 @@
 import dataclasses
 import tomllib
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -48,19 +49,36 @@ class LanguageModelSection:
     embedding: int = option(128, "Width of the embedding.", minimum=1)
     hidden: int = option(256, "Width of each recurrent layer.", minimum=1)
     layers: int = option(2, "Number of recurrent layers.", minimum=1)
-    tie_weights: bool = option(False, "Use the embedding as output layer (needs embedding = hidden).")
+    last_hidden: int = option(0, "Width of the last recurrent layer; 0 for that of the others.", minimum=0)
+    tie_weights: bool = option(
+        False, "Use the embedding as output layer, behind a projection where the last layer has another width."
+    )
+    residual: bool = option(False, "Add each layer's input to its output, from the second on, where widths are equal.")
+    layer_norm: bool = option(False, "Layer normalisation inside the cells (Ba et al. 2016); trains far slower.")
+    embedding_dropout: float = probability(
+        0.0, "Chance that a token's embedding is left out of a window whole (Gal & Ghahramani 2016)."
+    )
     input_dropout: float = probability(0.0, "Dropout on the embedded input.")
     layer_dropout: float = probability(0.2, "Dropout between recurrent layers.")
     output_dropout: float = probability(0.2, "Dropout before the output layer.")
     locked_dropout: bool = option(True, "One dropout mask for all steps of a window (Gal & Ghahramani 2016).")
     weight_drop: float = probability(0.0, "DropConnect on the recurrent matrices (Merity et al. 2017).")
 
+    @property
+    def widths(self) -> list[int]:
+        """Of the recurrent layers, from the bottom up."""
+        return [self.hidden] * (self.layers - 1) + [self.last_hidden or self.hidden]
+
+    def adds_input(self, layer: int) -> bool:
+        """Whether a layer's output has its input added."""
+        return self.residual and layer > 0 and self.widths[layer] == self.widths[layer - 1]
+
     def check(self) -> None:
-        """Raises InvalidValueError for widths that exclude each other."""
-        if self.tie_weights and self.embedding != self.hidden:
+        """Raises InvalidValueError for values that exclude each other."""
+        if self.residual and not any(below == width for below, width in pairwise(self.widths)):
             raise InvalidValueError(
-                f"tied weights need equal widths, not --embedding {self.embedding} and --hidden {self.hidden}",
-                "make the two equal, or leave --tie-weights out",
+                f"--residual has nothing to add with recurrent layers of widths {self.widths}",
+                "leave it out, or use two layers of the same width",
             )
 
 
@@ -99,12 +117,24 @@ class OptimisationSection:
     """What every training has."""
 
     epochs: float = option(20.0, "Passes over the training data.", minimum=0.001)
-    learning_rate: float = option(0.002, "Peak learning rate of AdamW.", minimum=1e-8)
+    optimizer: Literal["adamw", "sgd", "nt-asgd"] = option(
+        "adamw",
+        "adamw with warm-up and cosine; sgd whose learning rate is annealed; "
+        "nt-asgd, sgd averaged from where validation stalls (Merity et al. 2017).",
+    )
+    learning_rate: float = option(0.002, "Peak learning rate; that of sgd and nt-asgd is some 20.", minimum=1e-8)
+    annealing: float = option(4.0, "sgd divides the rate by this when validation is not better.", minimum=1.0)
+    nonmonotone_interval: int = option(
+        5, "nt-asgd averages when validation is worse than the best before its last so many.", minimum=1
+    )
+    accumulation: int = option(1, "Batches whose gradients make one step of the optimiser.", minimum=1)
     final_learning_rate: float = option(0.02, "Learning rate at the end, as a share of the peak.", minimum=0.0)
     warmup_steps: int = option(100, "Steps of linear warm-up before the cosine.", minimum=0)
     weight_decay: float = option(0.01, "Decoupled weight decay.", minimum=0.0)
     clip_norm: float = option(1.0, "Largest norm of the gradient.", minimum=1e-8)
-    average_decay: float = probability(0.998, "Decay of the averaged (EMA) weights; 0 turns averaging off.")
+    average_decay: float = probability(
+        0.998, "Decay of the averaged (EMA) weights; 0 turns averaging off. nt-asgd averages in its own way."
+    )
     validation_interval: int = option(250, "Steps between validations.", minimum=1)
     patience: int = option(0, "Stop after so many validations without a better one; 0 never stops.", minimum=0)
     precision: Literal["auto", "fp32", "bf16"] = option(
@@ -130,6 +160,16 @@ class StreamSection(OptimisationSection):
     words: Literal["text", "spaces"] = option(
         "text", "Words and punctuation marks of plain text, or what stands between spaces in tokenised text."
     )
+    random_lengths: bool = option(
+        False, "Draw the lengths of windows around --sequence-length, and the rate with them (Merity et al. 2017)."
+    )
+    label_smoothing: float = probability(0.0, "Probability spread over all tokens (Szegedy et al. 2016).")
+    activation_regularisation: float = option(
+        0.0, "Weight of the squares of the last layer's outputs in the loss (AR, Merity et al. 2017).", minimum=0.0
+    )
+    temporal_regularisation: float = option(
+        0.0, "Weight of the squares of their changes from step to step (TAR).", minimum=0.0
+    )
     reset_probability: float = probability(0.0, "Chance that a stream starts a window from a zero state.")
     validation_fraction: float = probability(0.1, "Last part of the corpus kept for validation without --valid.")
     test_fraction: float = probability(0.0, "Part of the corpus after that, kept for the test without --test.")
@@ -151,7 +191,7 @@ class StreamSection(OptimisationSection):
 class PairSection(OptimisationSection):
     """Batches of sentence pairs."""
 
-    learning_rate: float = option(0.001, "Peak learning rate of AdamW.", minimum=1e-8)
+    learning_rate: float = option(0.001, "Peak learning rate; that of sgd and nt-asgd is far larger.", minimum=1e-8)
     tokenizer: Literal["subword", "word"] = option(
         "subword", "One byte-level BPE for both sides, or a vocabulary of words for each side."
     )

@@ -27,6 +27,15 @@ class Evaluation:
     bleu: float | None = None
 
 
+@dataclass(frozen=True)
+class BatchLoss:
+    """The mean loss of a batch in nats per token, what is differentiated (with penalties, say), and its tokens."""
+
+    loss: Tensor
+    objective: Tensor
+    tokens: int
+
+
 class Task(Protocol[BatchT, ModelT]):
     """What is trained: data, network and scores. ``Trainer`` does everything else.
 
@@ -52,8 +61,11 @@ class Task(Protocol[BatchT, ModelT]):
     def batches(self, epoch: int, done: int) -> Iterator[BatchT]:
         """The batches of an epoch after the first ``done``."""
 
-    def loss(self, model: ModelT, batch: BatchT, device: torch.device) -> tuple[Tensor, int]:
-        """Mean loss of a batch in nats per token, and its tokens."""
+    def loss(self, model: ModelT, batch: BatchT, device: torch.device) -> "BatchLoss":
+        """What a batch costs."""
+
+    def rate(self, batch: BatchT) -> float:
+        """A factor of the learning rate for this batch."""
 
     def evaluate(self, model: ModelT, step: int) -> Evaluation:
         """Score the averaged weights on the validation data."""

@@ -5,8 +5,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -25,6 +26,7 @@ from rnn_edge_export.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from rnn_edge_export.distributed import World
 from rnn_edge_export.hardware import (
     autocast,
     keep_freed_memory,
@@ -33,7 +35,7 @@ from rnn_edge_export.hardware import (
     resolve_precision,
 )
 from rnn_edge_export.layers import parameter_count
-from rnn_edge_export.optimisation import learning_rate, make_optimizer
+from rnn_edge_export.optimisation import average_weight, learning_rate, make_optimizer, stalls
 from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE
 from rnn_edge_export.task import Evaluation, Task
 from rnn_edge_export.training_events import FinishedEvent, StepEvent, TrainingEvent, ValidationEvent
@@ -51,9 +53,17 @@ class Trainer(Generic[BatchT, ModelT]):
     Set ``interrupted`` (from a signal handler, say) to end after the current step with everything saved.
     """
 
-    def __init__(self, task: Task[BatchT, ModelT], directory: Path, device: str, *, resume: bool) -> None:
-        self.task, self.recipe, self.directory = task, task.recipe, directory
-        self.interrupted = False
+    def __init__(
+        self,
+        task: Task[BatchT, ModelT],
+        directory: Path,
+        device: str,
+        *,
+        resume: bool,
+        world: World = World(),  # noqa: B008  # frozen
+    ) -> None:
+        self.task, self.recipe, self.directory, self.world = task, task.recipe, directory, world
+        self.interrupted = self._agreed = False
         self.scoring = False  # everything is trained and saved; only the scores of the best weights are missing
         training = self.recipe.training
         self.device = resolve_device(device)
@@ -62,17 +72,20 @@ class Trainer(Generic[BatchT, ModelT]):
             keep_freed_memory()
         torch.manual_seed(training.seed)
         model = task.new_model()
+        if world.size > 1:  # the same first weights, but dropout masks of its own
+            torch.manual_seed(training.seed + (world.rank + 1) * 2**32)
         self.parameters = parameter_count(model)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, training)
         self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.total_steps = max(1, round(task.steps_per_epoch * training.epochs))
+        self.steps_per_epoch = -(-task.steps_per_epoch // training.accumulation)
+        self.total_steps = max(1, round(self.steps_per_epoch * training.epochs))
         self._metrics = directory / METRICS
         if resume:
             self._restore()
-        else:
+        elif world.leads:
             for stale in (LAST, BEST):  # of a run that is replaced
                 (directory / stale).unlink(missing_ok=True)
             write_text(directory / RECIPE, self.recipe.to_toml())
@@ -88,12 +101,13 @@ class Trainer(Generic[BatchT, ModelT]):
         """
         training = self.recipe.training
         clock = began = time.perf_counter()
-        tokens = 0
+        tokens = 0.0
         reason: Literal["complete", "early-stop", "interrupt"] = "complete"
-        for done, batch in enumerate(self._remaining_batches(), 1):
-            loss, norm, count = self._step(batch)
+        for done, batches in enumerate(self._remaining_batches(), 1):
+            loss, norm, count = self._step(batches)
             self._loss_sum += loss
             tokens += count
+            self.progress = replace(self.progress, tokens=self.progress.tokens + round(count))
             step = self.progress.step
             if step % _RELEASE_INTERVAL == 0:
                 release_freed_memory()
@@ -112,7 +126,7 @@ class Trainer(Generic[BatchT, ModelT]):
                 if self._is_stale():
                     reason = "early-stop"
                     break
-            if self.interrupted and step < self.total_steps:
+            if self._stops() and step < self.total_steps:
                 self._save()
                 found = self._evaluate()
                 yield ValidationEvent(step, found.loss, False, found.sample, found.bleu, recorded=False)
@@ -128,13 +142,15 @@ class Trainer(Generic[BatchT, ModelT]):
     def _log_step(self, norm: Tensor, rate: float, seconds_left: float) -> StepEvent:
         """The losses since the last line of metrics. Only here does the loss leave the device."""
         step = self.progress.step
+        self.world.sum(self._loss_sum)
         event = StepEvent(
             step=step,
             total_steps=self.total_steps,
-            epoch=step / self.task.steps_per_epoch,
+            epoch=step / self.steps_per_epoch,
             loss=self._finite(self._loss_sum.item() / (step - self.progress.logged_step)),
             gradient_norm=norm.item(),
-            learning_rate=learning_rate(step - 1, self.total_steps, self.recipe.training),
+            learning_rate=self._rate(),
+            tokens=self.progress.tokens,
             tokens_per_second=rate,
             seconds_left=seconds_left,
         )
@@ -143,42 +159,80 @@ class Trainer(Generic[BatchT, ModelT]):
         self._record("train", event)
         return event
 
-    def _remaining_batches(self) -> Iterator[BatchT]:
-        """Batches from where the run stands; advances ``progress`` past each one before it is trained on."""
+    def _remaining_batches(self) -> Iterator[list[BatchT]]:
+        """The batches of each step that is left; advances ``progress`` past them before they are trained on."""
         while self.progress.step < self.total_steps and not self._is_stale():
             epoch, done = self.progress.epoch, self.progress.batch
-            for index, batch in enumerate(self.task.batches(epoch, done), done + 1):
-                self.progress = replace(self.progress, step=self.progress.step + 1, batch=index)
-                yield batch
+            batches = self.task.batches(epoch, done)
+            while some := list(islice(batches, self.recipe.training.accumulation)):
+                done += len(some)
+                self.progress = replace(self.progress, step=self.progress.step + 1, batch=done)
+                yield some
                 if self.progress.step >= self.total_steps:
                     return
             self.progress = replace(self.progress, epoch=epoch + 1, batch=0)
 
-    def _step(self, batch: BatchT) -> tuple[Tensor, Tensor, int]:
-        """Train on one batch → its mean loss, gradient norm and tokens."""
+    def _step(self, batches: Sequence[BatchT]) -> tuple[Tensor, Tensor, float]:
+        """One step of the optimiser → mean loss (this process's share of it), gradient norm and tokens."""
         training = self.recipe.training
         self.model.train()
-        with autocast(self.device, self.precision):
-            loss, tokens = self.task.loss(self.model, batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        mean, tokens = torch.zeros((), device=self.device), 0.0
+        for batch in batches:
+            with autocast(self.device, self.precision):
+                found = self.task.loss(self.model, batch, self.device)
+            total = self._agree(found.tokens)
+            share = found.tokens / total / len(batches)
+            (found.objective * share).backward()
+            mean += found.loss.detach() * share
+            tokens += total
+        self.world.sum_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
+        rate = self._rate() * sum(map(self.task.rate, batches)) / len(batches)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress.step - 1, self.total_steps, training)
+            group["lr"] = rate
         self.optimizer.step()
-        self._update_average(training.average_decay)
-        return loss.detach(), norm, tokens
+        self._update_average()
+        return mean, norm, tokens
+
+    def _rate(self) -> float:
+        progress = self.progress
+        return learning_rate(progress.step - 1, self.total_steps, self.recipe.training, progress.annealings)
+
+    def _agree(self, tokens: int) -> float:
+        """The tokens of all processes; an interrupt of one is one of all, at the same step."""
+        if self.world.size == 1:
+            return tokens
+        counts = torch.tensor([tokens, self.interrupted], dtype=torch.float64)
+        self.world.sum(counts)
+        self._agreed = bool(counts[1] > 0)
+        return float(counts[0])
+
+    def _stops(self) -> bool:
+        return self.interrupted if self.world.size == 1 else self._agreed
 
     @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
-        # A short memory at first, so that the random start is forgotten (as TensorFlow's ExponentialMovingAverage).
-        decay = min(decay, (1 + self.progress.step) / (10 + self.progress.step)) if decay > 0 else 0.0
+    def _update_average(self) -> None:
+        weight = average_weight(self.progress.step, self.progress.averaging_from, self.recipe.training)
         for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(parameter, 1 - decay)
+            mean.lerp_(parameter, weight)
+
+    def _note_validation(self, loss: float, *, best: bool) -> None:
+        """What the optimiser makes of a validation."""
+        training, progress = self.recipe.training, self.progress
+        if training.optimizer == "sgd" and not best:
+            self.progress = replace(progress, annealings=progress.annealings + 1)
+        if training.optimizer == "nt-asgd" and progress.averaging_from is None:
+            losses = (*progress.losses, loss)
+            start = progress.step if stalls(losses, training.nonmonotone_interval) else None
+            self.progress = replace(progress, losses=losses, averaging_from=start)
 
     def _evaluate(self) -> Evaluation:
-        with autocast(self.device, self.precision):
-            return self.task.evaluate(self.average, self.progress.step)
+        def evaluate() -> Evaluation:
+            with autocast(self.device, self.precision):
+                return self.task.evaluate(self.average, self.progress.step)
+
+        return self.world.lead(evaluate)
 
     def _validate(self) -> ValidationEvent:
         found, step = self._evaluate(), self.progress.step
@@ -187,9 +241,11 @@ class Trainer(Generic[BatchT, ModelT]):
         if best:
             self.progress = replace(self.progress, best=found.objective, best_step=step, bad_validations=0)
             description = Best(step, found.loss, found.bleu, self.parameters)
-            save_checkpoint(self.directory / BEST, module_tensors("model", self.average), description)
+            if self.world.leads:
+                save_checkpoint(self.directory / BEST, module_tensors("model", self.average), description)
         else:
             self.progress = replace(self.progress, bad_validations=self.progress.bad_validations + 1)
+        self._note_validation(found.loss, best=best)
         event = ValidationEvent(step, found.loss, best, found.sample, found.bleu)
         self._record("validation", event)
         return event
@@ -199,6 +255,8 @@ class Trainer(Generic[BatchT, ModelT]):
         if reason == "interrupt":
             return event
         self.scoring = True
+        if not self.world.leads:
+            return event
         tensors, _ = load_checkpoint(self.directory / BEST, Best)
         model = self.task.new_model()
         restore_module("model", model, tensors)
@@ -208,6 +266,8 @@ class Trainer(Generic[BatchT, ModelT]):
 
     def _record(self, kind: str, event: TrainingEvent) -> None:
         """Append one line of JSON to the run's metrics."""
+        if not self.world.leads:
+            return
         fields = {"kind": kind, **asdict(event)}
         if not isinstance(event, FinishedEvent):
             fields |= {"bits": event.loss / math.log(2), "perplexity": math.exp(min(event.loss, 700))}
@@ -230,8 +290,17 @@ class Trainer(Generic[BatchT, ModelT]):
         )
 
     def _save(self) -> None:
+        self.world.sum(self._loss_sum)
         self._finite(self._loss_sum.item())
         self.progress = replace(self.progress, loss_sum=self._loss_sum.item())
+        if not self.world.leads:
+            self._loss_sum.zero_()  # the first process has it all now
+        carried = {name: self.world.gather(tensor) for name, tensor in self.task.carried().items()}
+        carried["random"] = self.world.gather(torch.get_rng_state())
+        if self.device.type == "cuda":
+            carried["random_cuda"] = self.world.gather(torch.cuda.get_rng_state())
+        if not self.world.leads:
+            return
         # The metrics first: a checkpoint never counts lines that are not on the disk.
         try:
             with self._metrics.open("rb") as file:
@@ -242,27 +311,36 @@ class Trainer(Generic[BatchT, ModelT]):
             **module_tensors("model", self.model),
             **module_tensors("average", self.average),
             **optimizer_tensors(self.optimizer),
-            **self.task.carried(),
-            "random": torch.get_rng_state(),
+            **carried,
         }
-        if self.device.type == "cuda":
-            tensors["random_cuda"] = torch.cuda.get_rng_state()
         save_checkpoint(self.directory / LAST, tensors, self.progress)
 
     def _restore(self) -> None:
         tensors, self.progress = load_checkpoint(self.directory / LAST, Progress)
-        self._loss_sum.fill_(self.progress.loss_sum)
+        self._loss_sum.fill_(self.progress.loss_sum if self.world.leads else 0.0)
         restore_module("model", self.model, tensors)
         restore_module("average", self.average, tensors)
         restore_optimizer(self.optimizer, tensors)
         try:
             self.task.restore(tensors, self.device)
-            torch.set_rng_state(tensors["random"])
+            torch.set_rng_state(self._own(tensors["random"], torch.get_rng_state()))
         except KeyError as error:
             raise RunError(
                 f"{self.directory / LAST} has no tensor {error.args[0]}", "train again, or copy the run again"
             ) from error
         if self.device.type == "cuda" and "random_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random_cuda"])
+            torch.cuda.set_rng_state(self._own(tensors["random_cuda"], torch.cuda.get_rng_state()))
+        if not self.world.leads:
+            return
         written = self._metrics.read_bytes() if self._metrics.is_file() else b""
         write_bytes(self._metrics, written[: self.progress.metrics_bytes])
+
+    def _own(self, states: Tensor, example: Tensor) -> Tensor:
+        """This process's state of the random numbers, of those of all that wrote the checkpoint."""
+        writers = len(states) // len(example)
+        if writers != self.world.size:
+            raise RunError(
+                f"{writers} processes trained this run, and here {self.world.size} would go on",
+                f"go on with torchrun --nproc-per-node {writers} -m rnn_edge_export, or with one process if it was one",
+            )
+        return states.chunk(writers)[self.world.rank].clone()  # a part of a storage is refused

@@ -8,7 +8,7 @@ from rnn_edge.manifest import Metric
 
 @dataclass(frozen=True)
 class StepEvent:
-    """Losses in nats per token, the mean since the last such event."""
+    """Losses in nats per token, the mean since the last such event. ``tokens`` are all that were trained on."""
 
     step: int
     total_steps: int
@@ -16,6 +16,7 @@ class StepEvent:
     loss: float
     gradient_norm: float
     learning_rate: float
+    tokens: int
     tokens_per_second: float
     seconds_left: float
 

@@ -23,6 +23,8 @@ COMMANDS = {
     "show": "rnn_edge.cli.show",
     "verify": "rnn_edge.cli.verify",
     "train": "rnn_edge_export.cli.train",
+    "runs": "rnn_edge_export.cli.runs",
+    "plot": "rnn_edge_export.cli.plot",
     "export": "rnn_edge_export.cli.export",
     "import": "rnn_edge_export.cli.import_checkpoint",
     "quantize": "rnn_edge_export.cli.quantize",

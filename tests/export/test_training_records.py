@@ -96,8 +96,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     trainer = make_trainer("broken", validation_interval=20)
     update = Trainer._update_average
 
-    def poison(self: Trainer[Any, Any], decay: float) -> None:
-        update(self, decay)
+    def poison(self: Trainer[Any, Any]) -> None:
+        update(self)
         if self.progress.step == 33:
             with torch.no_grad():
                 self.model.output.bias[0] = math.nan
@@ -122,11 +122,11 @@ def test_an_average_that_is_no_number_is_never_kept(
 ) -> None:
     update = Trainer._update_average
 
-    def poison(self: Trainer[Any, Any], decay: float) -> None:
+    def poison(self: Trainer[Any, Any]) -> None:
         if self.progress.step == step:
             with torch.no_grad():
                 self.model.output.bias[0] = math.inf
-        update(self, decay)
+        update(self)
 
     monkeypatch.setattr(Trainer, "_update_average", poison)
     trainer = make_trainer(validation_interval=20)

@@ -25,6 +25,7 @@ from rnn_edge_export.vocabularies import train_tokenizer
 Window = tuple[Tensor, Tensor]
 Bar = Callable[[str], AbstractContextManager[Progress]]
 _SILENT: Bar = partial(render.progress, quiet=True)
+_SHORTEST = 5  # steps of a window whose length is drawn
 _FORMAT = 1  # of what is remembered: raised when tokenisers are trained or texts are cut in another way
 
 
@@ -109,19 +110,44 @@ def load_corpus(
     return Corpus(tokenizer, train, validation, held)
 
 
-def windows(tokens: Tokens, batch: int, length: int, offset: int = 0, done: int = 0) -> Iterator[Window]:
+def windows(
+    tokens: Tokens,
+    batch: int,
+    length: int | Sequence[int],
+    offset: int = 0,
+    done: int = 0,
+    rows: slice = slice(None),
+) -> Iterator[Window]:
     """Cut ``tokens`` [N] into ``batch`` parallel streams and yield inputs and targets, each int64 [length, batch].
+
+    ``length`` is that of every window, or has one for each.
 
     The text is read as a ring from ``offset``, so that streams start elsewhere each epoch. Every stream continues in
     the next window where the last one ended; what is left at its end, shorter than ``length``, is left out. The first
-    ``done`` windows are passed over.
+    ``done`` windows are passed over, and only the streams ``rows`` are read.
     """
     span = (len(tokens) - 1) // batch
-    streams = offset + span * np.arange(batch)
-    for start in range(done * length, span - length + 1, length):
-        places = (np.arange(start, start + length + 1)[:, None] + streams) % len(tokens)
+    streams = offset + span * np.arange(batch)[rows]
+    lengths = [length] * (span // length) if isinstance(length, int) else length
+    start = sum(lengths[:done])
+    for size in lengths[done:]:
+        places = (np.arange(start, start + size + 1)[:, None] + streams) % len(tokens)
         window = torch.from_numpy(tokens[places].astype(np.int64))
         yield window[:-1], window[1:]
+        start += size
+
+
+def random_lengths(span: int, mean: int, random: np.random.Generator) -> list[int]:
+    """Lengths of windows that fill ``span`` steps: normal around ``mean`` with a deviation of 5, one in twenty around
+    half of it, never below 5 (Merity et al. 2017, section 5).
+    """
+    lengths: list[int] = []
+    while span >= _SHORTEST:
+        centre = mean if random.random() < 0.95 else mean / 2
+        size = max(_SHORTEST, int(random.normal(centre, 5)))
+        lengths.append(min(size, span))
+        span -= lengths[-1]
+    return lengths
 
 
 def windows_per_epoch(token_count: int, batch: int, length: int) -> int:
@@ -174,7 +200,8 @@ def _trained(training: StreamSection, part: _Range, alphabet: frozenset[str], ba
 
         def chunks() -> Iterator[str]:
             done = 0
-            for chunk in part.text.chunks(part.start, part.stop):
+            # Short ones: the library waits for 256 before it looks at any.
+            for chunk in part.text.chunks(part.start, part.stop, read=2**14):
                 yield chunk
                 done += len(chunk)
                 progress(done, part.stop - part.start)

@@ -3,6 +3,10 @@
 Symbols in shape comments: T steps, B streams, V vocabulary, E embedding, H hidden, G gates per cell.
 """
 
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from rnn_edge_export import layers
@@ -19,10 +23,13 @@ class RecurrentLanguageModel(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.embedding = nn.Embedding(vocabulary_size, recipe.embedding)
-        widths = [recipe.embedding] + [recipe.hidden] * (recipe.layers - 1)
-        stack = [layers.CELLS[recipe.cell](width, recipe.hidden) for width in widths]
+        new = partial(layers.NormalisedLayer, recipe.cell) if recipe.layer_norm else layers.CELLS[recipe.cell]
+        stack = [new(below, width) for below, width in pairwise([recipe.embedding, *recipe.widths])]
         self.layers = nn.ModuleList(stack)
-        self.output = nn.Linear(recipe.hidden, vocabulary_size)
+        last = recipe.widths[-1]
+        self.output = nn.Linear(recipe.embedding if recipe.tie_weights else last, vocabulary_size)
+        project = recipe.tie_weights and last != recipe.embedding
+        self.projection = nn.Linear(last, recipe.embedding, bias=False) if project else None
         # Unit inputs learn far faster than small ones; a tied matrix is also the output layer and starts small.
         nn.init.normal_(self.embedding.weight, std=recipe.embedding**-0.5 if recipe.tie_weights else 1.0)
         nn.init.zeros_(self.output.bias)
@@ -33,20 +40,34 @@ class RecurrentLanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Run T steps. tokens int64 [T, B]; state as ``zero_state`` makes it → logits [T, B, V], next state."""
+        found = self.features(tokens, state)
+        return self.logits(found.dropped), found.state
+
+    def features(self, tokens: Tensor, state: State) -> "Features":
+        """What the last recurrent layer gives for T steps, as ``forward`` takes them."""
         recipe = self.recipe
-        x = self._drop(self.embedding(tokens), recipe.input_dropout)  # [T, B, E]
-        next_state: State = []
+        x = layers.drop_rows(self.embedding(tokens), tokens, self.embedding, recipe.embedding_dropout)
+        x = self._drop(x, recipe.input_dropout)  # [T, B, E]
+        raw, next_state = x, []
         for index, (layer, old) in enumerate(zip(self.layers, state, strict=True)):
-            x, new = layers.run_layer(layer, x, old, recipe.weight_drop)  # [T, B, H]
+            raw, new = layers.run_layer(layer, x, old, recipe.weight_drop)  # [T, B, H]
             next_state.append(new)
+            if recipe.adds_input(index):
+                raw = raw + x
             last = index == len(self.layers) - 1
-            x = self._drop(x, recipe.output_dropout if last else recipe.layer_dropout)
-        return self.output(x), next_state
+            x = self._drop(raw, recipe.output_dropout if last else recipe.layer_dropout)
+        return Features(raw, x, next_state)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[T, B, H] → [T, B, V]."""
+        result: Tensor = self.output(features if self.projection is None else self.projection(features))
+        return result
 
     def zero_state(self, batch: int) -> State:
         """Zeros for B streams."""
-        zeros = self.output.weight.new_zeros(batch, self.recipe.hidden)
-        return [tuple(zeros for _ in STATE_KINDS[self.recipe.cell]) for _ in self.layers]
+        kinds = STATE_KINDS[self.recipe.cell]
+        zeros = [self.output.weight.new_zeros(batch, width) for width in self.recipe.widths]
+        return [tuple(zero for _ in kinds) for zero in zeros]
 
     def state_names(self) -> list[str]:
         """Names of the state tensors in flat order: h0, c0, h1, c1, …"""
@@ -54,10 +75,20 @@ class RecurrentLanguageModel(nn.Module):
 
     def state_widths(self) -> list[int]:
         """Their widths."""
-        return [self.recipe.hidden] * len(self.state_names())
+        kinds = STATE_KINDS[self.recipe.cell]
+        return [width for width in self.recipe.widths for _ in kinds]
 
     def _drop(self, x: Tensor, chance: float) -> Tensor:
         return layers.drop(x, chance, training=self.training, locked=self.recipe.locked_dropout)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Outputs of the last recurrent layer, each [T, B, H], before and after dropout, and the next state."""
+
+    raw: Tensor
+    dropped: Tensor
+    state: State
 
 
 def detach(state: State) -> State:

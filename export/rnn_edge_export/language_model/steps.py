@@ -34,6 +34,9 @@ class Step(nn.Module):
         # x @ W + b rather than a linear layer: Gemm is not what the quantisers look for.
         self.output_weight = nn.Buffer(model.output.weight.detach().t().contiguous())  # [H, V]
         self.output_bias = nn.Buffer(model.output.bias.detach().clone())
+        projection = model.projection
+        self.projection = None if projection is None else nn.Buffer(projection.weight.detach().t().contiguous())
+        self.adds_input = [model.recipe.adds_input(index) for index in range(len(layers))]
 
     def forward(self, token: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         x = F.embedding(token, self.embedding)  # [B, E]
@@ -41,6 +44,8 @@ class Step(nn.Module):
         for index, layer in enumerate(self.layers):
             start = index * self.tensors_per_layer
             new = layer(x, *state[start : start + self.tensors_per_layer])
-            x = new[0]  # [B, H]
+            x = new[0] + x if self.adds_input[index] else new[0]  # [B, H]
             next_state.extend(new)
+        if self.projection is not None:
+            x = x @ self.projection  # [B, E]
         return x @ self.output_weight + self.output_bias, *next_state

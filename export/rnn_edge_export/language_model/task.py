@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnn_edge.errors import InvalidValueError
 from rnn_edge.manifest import Metric
 from rnn_edge.sampling import Sampler, SamplingOptions
-from rnn_edge_export.language_model.data import Corpus, Window, windows, windows_per_epoch
+from rnn_edge_export.distributed import World
+from rnn_edge_export.language_model.data import Corpus, Window, random_lengths, windows, windows_per_epoch
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, detach
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
 from rnn_edge_export.layers import state_names
 from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.run import TOKENIZER
-from rnn_edge_export.task import Evaluation
+from rnn_edge_export.task import BatchLoss, Evaluation
 
 _SAMPLE_TOKENS = 200
 
@@ -24,9 +26,21 @@ _SAMPLE_TOKENS = 200
 class LanguageModelTask:
     """Truncated back-propagation through time over parallel streams."""
 
-    def __init__(self, recipe: LanguageModelRecipe, corpus: Corpus) -> None:
-        self.recipe, self.corpus = recipe, corpus
+    def __init__(self, recipe: LanguageModelRecipe, corpus: Corpus, world: World = World()) -> None:  # noqa: B008
+        """Of ``world``'s streams this process reads its share.
+
+        Raises:
+            InvalidValueError: the streams cannot be shared out evenly.
+        """
+        self.recipe, self.corpus, self.world = recipe, corpus, world
         training = recipe.training
+        if training.batch_size % world.size:
+            raise InvalidValueError(
+                f"--batch-size is {training.batch_size}, which {world.size} processes cannot share evenly",
+                f"use a multiple of {world.size}",
+            )
+        self._rows = world.rows(training.batch_size)
+        self._streams = training.batch_size // world.size
         self.steps_per_epoch = windows_per_epoch(
             len(corpus.train.tokens), training.batch_size, training.sequence_length
         )
@@ -53,23 +67,41 @@ class LanguageModelTask:
     def batches(self, epoch: int, done: int) -> Iterator[Window]:
         """Windows: inputs and targets, each [T, B]. The text is read from another offset each epoch."""
         training = self.recipe.training
-        offset = int(np.random.default_rng((training.seed, epoch)).integers(len(self.corpus.train.tokens)))
+        tokens = self.corpus.train.tokens
+        offset = int(np.random.default_rng((training.seed, epoch)).integers(len(tokens)))
+        length: int | list[int] = training.sequence_length
+        if training.random_lengths:
+            span = (len(tokens) - 1) // training.batch_size
+            length = random_lengths(span, training.sequence_length, np.random.default_rng((training.seed, epoch, 1)))
         if done == 0:
             self.state = None
-        yield from windows(self.corpus.train.tokens, training.batch_size, training.sequence_length, offset, done)
+        yield from windows(tokens, training.batch_size, length, offset, done, self._rows)
 
-    def loss(self, model: RecurrentLanguageModel, batch: Window, device: torch.device) -> tuple[Tensor, int]:
+    def loss(self, model: RecurrentLanguageModel, batch: Window, device: torch.device) -> BatchLoss:
         """One window of truncated back-propagation."""
         inputs, targets = batch
         training = self.recipe.training
-        state = model.zero_state(training.batch_size) if self.state is None else self.state
+        state = model.zero_state(self._streams) if self.state is None else self.state
         if training.reset_probability > 0:
-            keep = (torch.rand(training.batch_size, 1) >= training.reset_probability).to(device)
+            keep = (torch.rand(self._streams, 1) >= training.reset_probability).to(device)
             state = [tuple(tensor * keep.to(tensor.dtype) for tensor in layer) for layer in state]
-        logits, state = model(inputs.to(device), state)
-        self.state = detach(state)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten())
-        return loss, targets.numel()
+        features = model.features(inputs.to(device), state)
+        self.state = detach(features.state)
+        logits, expected = model.logits(features.dropped).float().flatten(0, 1), targets.to(device).flatten()
+        loss = objective = F.cross_entropy(logits, expected)
+        if training.label_smoothing > 0:
+            objective = F.cross_entropy(logits, expected, label_smoothing=training.label_smoothing)
+        if training.activation_regularisation > 0:
+            objective = objective + training.activation_regularisation * features.dropped.float().square().mean()
+        if training.temporal_regularisation > 0 and len(inputs) > 1:
+            change = features.raw[1:].float() - features.raw[:-1].float()
+            objective = objective + training.temporal_regularisation * change.square().mean()
+        return BatchLoss(loss, objective, targets.numel())
+
+    def rate(self, batch: Window) -> float:
+        """In proportion to the window's length where that is drawn: short windows would count for too much."""
+        training = self.recipe.training
+        return len(batch[0]) / training.sequence_length if training.random_lengths else 1.0
 
     def evaluate(self, model: RecurrentLanguageModel, step: int) -> Evaluation:
         """Loss over a few parallel streams, which is faster; each one's zero start costs little where it is long."""
@@ -103,7 +135,7 @@ class LanguageModelTask:
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         """The inverse of ``carried``."""
-        flat = [tensors[name].to(device) for name in self._state_names()]
+        flat = [tensors[name][self._rows].to(device) for name in self._state_names()]
         kinds = len(flat) // self.recipe.model.layers
         self.state = [tuple(flat[first : first + kinds]) for first in range(0, len(flat), kinds)]
 

@@ -11,7 +11,7 @@ from rnn_edge.errors import DataError
 from rnn_edge.text_files import raise_empty, raise_not_text
 
 _PATTERN = re.compile(r"[*?\[]")
-_READ = 2**22  # bytes
+_READ = 2**20  # bytes
 _WHOLE = 2**24  # characters without a place to cut: so long a line is cut anywhere
 
 

@@ -54,7 +54,8 @@ def find_bounds(reader: GraphReader, inputs: Mapping[str, float]) -> dict[str, f
             bound = left * right if left is not None and right is not None else None
         elif node.op_type == "Add":
             mixed = _mixed(reader, node, shares)
-            bound = largest(*mixed) if mixed else None
+            terms = [of(name) for name in node.input]
+            bound = largest(*mixed) if mixed else sum(t for t in terms if t is not None) if None not in terms else None
         elif node.op_type == "MatMul" and node.input[0] in convex:
             bound = of(node.input[1])
         elif node.op_type == "Clip" and set(node.input[1:]) <= set(reader.constants) and len(node.input) == 3:

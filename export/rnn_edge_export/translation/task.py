@@ -15,7 +15,7 @@ from rnn_edge.tokenizer import Tokenizer
 from rnn_edge.translation import TranslationOptions
 from rnn_edge_export.recipe import TranslationRecipe
 from rnn_edge_export.run import RECIPE, SOURCE_TOKENIZER, TOKENIZER, load_tokenizer
-from rnn_edge_export.task import Evaluation
+from rnn_edge_export.task import BatchLoss, Evaluation
 from rnn_edge_export.translation.batches import IGNORE, Batch, PairBatches, pad, special_id
 from rnn_edge_export.translation.data import PairCorpus
 from rnn_edge_export.translation.modules import EncoderDecoder, Memory
@@ -63,7 +63,7 @@ class TranslationTask:
         """Batches of an epoch after the first ``done``."""
         return islice(self._batches.epoch(epoch), done, None)
 
-    def loss(self, model: EncoderDecoder, batch: Batch, device: torch.device) -> tuple[Tensor, int]:
+    def loss(self, model: EncoderDecoder, batch: Batch, device: torch.device) -> BatchLoss:
         """Mean cross-entropy with label smoothing."""
         batch = batch.to(device)
         logits = model(batch.source, batch.lengths, batch.inputs)
@@ -71,7 +71,11 @@ class TranslationTask:
         loss = F.cross_entropy(
             logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, label_smoothing=smoothing
         )
-        return loss, batch.source.numel() + batch.targets.numel()
+        return BatchLoss(loss, loss, batch.source.numel() + batch.targets.numel())
+
+    def rate(self, batch: Batch) -> float:
+        """The same for all."""
+        return 1.0
 
     def evaluate(self, model: EncoderDecoder, step: int) -> Evaluation:
         """Loss, and BLEU of greedy translations."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,9 +91,9 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[TranslationTra
     def plan(trainer: TranslationTrainer, step: int) -> None:
         train = trainer._step
 
-        def watched(batch: Batch) -> tuple[Tensor, Tensor, int]:
+        def watched(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, float]:
             trainer.interrupted = trainer.progress.step == step
-            return train(batch)
+            return train(batches)
 
         monkeypatch.setattr(trainer, "_step", watched)
 
@@ -168,9 +168,9 @@ def test_the_loss_by_hand(make_trainer: MakeTrainer, smoothing: float) -> None:
         expected = torch.full((size,), smoothing / size, dtype=torch.float64)
         expected[batch.targets[step, column]] += 1 - smoothing
         losses.append(-(expected * logits[step, column].log_softmax(dim=0)).sum().item())
-    loss, tokens = trainer.task.loss(trainer.model, batch, torch.device("cpu"))
-    assert loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-6)
-    assert tokens == batch.source.numel() + batch.targets.numel()
+    found = trainer.task.loss(trainer.model, batch, torch.device("cpu"))
+    assert found.loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert found.tokens == batch.source.numel() + batch.targets.numel()
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ def language_model(
     force: session.Force = False,
     device: session.Device = "auto",
     threads: session.Threads = None,
+    tensorboard: session.TensorBoard = False,
     dropout: Annotated[float | None, typer.Option(help="Sets --layer-dropout and --output-dropout.")] = None,
     **overrides: Any,
 ) -> None:
@@ -50,6 +51,7 @@ def language_model(
         force=force,
         device=device,
         threads=threads,
+        tensorboard=tensorboard,
         overrides=overrides,
     )
     again = ["rnn-edge", "train", "lm", *map(str, corpus), "-o", str(output), "--resume"]
@@ -57,20 +59,25 @@ def language_model(
     again += [word for path in test or () for word in ("--test", str(path))]
     with workstation():
         from rnn_edge import render
+        from rnn_edge_export.distributed import join_world, leave_world
         from rnn_edge_export.language_model.data import Texts, load_corpus
         from rnn_edge_export.language_model.task import LanguageModelTask
         from rnn_edge_export.run import TOKENIZER, load_tokenizer, start_run
         from rnn_edge_export.training import Trainer
 
-        if not resume:
-            start_run(output, force=force)
-        texts = Texts.survey(corpus, valid or (), test or (), encoding)
-        plan = session.claim_data(plan, texts.hashes, " and ".join(map(str, corpus)), resume=resume)
-        known = load_tokenizer(output / TOKENIZER) if resume else None
-        data = load_corpus(texts, plan.training, tokenizer=known, bar=render.progress)
+        world = join_world()
+        with world.lead_first():  # which tokenises what the others then map
+            if not resume and world.leads:
+                start_run(output, force=force)
+            texts = Texts.survey(corpus, valid or (), test or (), encoding)
+            plan = session.claim_data(plan, texts.hashes, " and ".join(map(str, corpus)), resume=resume)
+            known = load_tokenizer(output / TOKENIZER) if resume else None
+            data = load_corpus(texts, plan.training, tokenizer=known, bar=render.progress)
         session.train(
-            lambda: Trainer(LanguageModelTask(plan, data), output, device, resume=resume),
+            lambda: Trainer(LanguageModelTask(plan, data, world), output, device, resume=resume, world=world),
             threads=threads,
-            resume_command=again + session.common_options(encoding, device, threads),
+            tensorboard=tensorboard,
+            resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
             lower="--batch-size, --sequence-length or --hidden",
         )
+        leave_world(world)

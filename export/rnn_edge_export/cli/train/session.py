@@ -3,7 +3,7 @@
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -13,6 +13,7 @@ import typer
 
 from rnn_edge.errors import DataError, InvalidValueError, RunError
 from rnn_edge.providers import check_threads
+from rnn_edge_export.cli.tensorboard import TensorBoardLog, check_tensorboard, remove_events
 from rnn_edge_export.recipe import DataRecipe, Recipe, flag_name
 
 R = TypeVar("R", bound=Recipe)
@@ -25,6 +26,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's las
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing run.")]
 Device = Annotated[str, typer.Option(help="Where to train.", metavar="auto|cpu|cuda")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: every core]")]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Log for TensorBoard too, in the run's folder tensorboard.")
+]
 
 
 def plan_run(
@@ -36,17 +40,20 @@ def plan_run(
     force: bool,
     device: str,
     threads: int | None,
+    tensorboard: bool,
     overrides: dict[str, Any],
 ) -> R:
     """The recipe of a run: the run's own when it is resumed, else ``recipe`` or the default, with flags over it.
 
     Raises:
-        RnnEdgeError: options exclude each other, or the recipe cannot be used.
+        RnnEdgeError: options exclude each other, the recipe cannot be used, or what an option needs is not there.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidValueError(f"--device {device} is unknown", "use auto, cpu or cuda")
     if threads is not None:
         check_threads(threads)
+    if tensorboard:
+        check_tensorboard()
     given = [flag_name(name) for name, value in overrides.items() if value is not None]
     if resume and (given or recipe or force):
         names = [*given, *(["--recipe"] if recipe else []), *(["--force"] if force else [])]
@@ -77,7 +84,14 @@ def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool) ->
     return replace(plan, data=replace(data, **found))
 
 
-def train(make_trainer: Callable[[], Any], *, threads: int | None, resume_command: list[str], lower: str) -> None:
+def train(
+    make_trainer: Callable[[], Any],
+    *,
+    threads: int | None,
+    tensorboard: bool,
+    resume_command: list[str],
+    lower: str,
+) -> None:
     """Run a trainer to its end on the screen; exit 130 after an interrupt. ``lower`` names flags that save memory."""
     import torch
 
@@ -87,39 +101,61 @@ def train(make_trainer: Callable[[], Any], *, threads: int | None, resume_comman
     if threads:
         torch.set_num_threads(threads)
     trainer = make_trainer()
-    screen = TrainingScreen(trainer)
+    screen = TrainingScreen(trainer) if trainer.world.leads else None
+    consumers: list[TrainingScreen | TensorBoardLog] = [screen] if screen else []
+    if trainer.world.leads:
+        if not trainer.progress.step:
+            remove_events(trainer.directory)
+        if tensorboard:
+            consumers.append(TensorBoardLog(trainer.directory, trainer.progress.step))
     try:
-        with _interrupts(trainer), screen:
+        with _interrupts(trainer), ExitStack() as stack:
+            for consumer in consumers:
+                stack.enter_context(consumer)
             for event in trainer.run():
-                screen.show(event)
+                for consumer in consumers:
+                    consumer.show(event)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise RunError(f"there is not enough memory on {trainer.device.type}", f"lower {lower}") from error
     if isinstance(event, FinishedEvent) and event.reason == "interrupt":
-        screen.explain_resume(shlex.join(resume_command))
+        if screen:
+            if trainer.world.size > 1:
+                start = ["torchrun", "--nproc-per-node", str(trainer.world.size), "-m", "rnn_edge_export"]
+                resume_command = start + resume_command[1:]
+            screen.explain_resume(shlex.join(resume_command))
         raise typer.Exit(130)
 
 
-def common_options(encoding: str, device: str, threads: int | None) -> list[str]:
+def common_options(encoding: str, device: str, threads: int | None, *, tensorboard: bool) -> list[str]:
     """Options of a command that resumes."""
     command = ["--encoding", encoding] if encoding != "utf-8" else []
     command += ["--device", device] if device != "auto" else []
-    return command + (["--threads", str(threads)] if threads else [])
+    command += ["--threads", str(threads)] if threads else []
+    return command + (["--tensorboard"] if tensorboard else [])
 
 
 @contextmanager
 def _interrupts(trainer: Any) -> Iterator[None]:
-    """First Ctrl-C: finish the step, save and stop. Second: stop at once."""
+    """First Ctrl-C: finish the step, save and stop. Second: stop at once.
+
+    Of several processes each gets a signal more than once, from the terminal and from what started it: any number of
+    them, or of requests to terminate, is one interrupt.
+    """
+    together = trainer.world.size > 1
+    signals = (signal.SIGINT, signal.SIGTERM) if together else (signal.SIGINT,)
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         if trainer.scoring:
             raise KeyboardInterrupt
         trainer.interrupted = True
-        signal.signal(signal.SIGINT, old)
+        if not together:
+            signal.signal(signal.SIGINT, old[0])
 
-    old = signal.signal(signal.SIGINT, handle)
+    old = [signal.signal(item, handle) for item in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, old)
+        for item, handler in zip(signals, old, strict=True):
+            signal.signal(item, handler)

@@ -1,5 +1,6 @@
 """``rnn-edge train translation``."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ def translation(
     force: session.Force = False,
     device: session.Device = "auto",
     threads: session.Threads = None,
+    tensorboard: session.TensorBoard = False,
     dropout: Annotated[
         float | None, typer.Option(help="Sets --input-dropout, --layer-dropout and --output-dropout.")
     ] = None,
@@ -52,6 +54,7 @@ def translation(
         force=force,
         device=device,
         threads=threads,
+        tensorboard=tensorboard,
         overrides=overrides,
     )
     again = ["rnn-edge", "train", "translation", *map(str, pairs), "-o", str(output), "--resume"]
@@ -62,6 +65,8 @@ def translation(
         from rnn_edge_export.translation.data import load_pairs
         from rnn_edge_export.translation.task import TranslationTask, run_tokenizers
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InvalidValueError("a translator trains in one process", "start it without torchrun")
         if not resume:
             start_run(output, force=force)
         known = run_tokenizers(output) if resume else None
@@ -75,6 +80,7 @@ def translation(
         session.train(
             lambda: Trainer(TranslationTask(plan, data), output, device, resume=resume),
             threads=threads,
-            resume_command=again + session.common_options(encoding, device, threads),
+            tensorboard=tensorboard,
+            resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
             lower="--batch-tokens, --hidden or --vocabulary-size",
         )
