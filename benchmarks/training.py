@@ -6,9 +6,9 @@
 The bare loop below is what one writes on a page: ``nn.LSTM`` with ``num_layers`` and ``dropout``, cross entropy, AdamW,
 clipping, truncated back-propagation with the state carried; no averaged weights, no schedule, no log. The other one
 does what the loop of PyTorch's word_language_model example does: dropout around the network, log-softmax and its loss,
-plain SGD by hand. Ours is ``Trainer.run`` on a synthetic corpus, with averaging, schedule and metrics, and then with each
-regulariser and optimiser. All take turns in chunks of ten steps, in one process. Prints a table of median (best) tokens
-per second and the ratios ours / peer, with pass or MISS for the target: at least 0.95 of the bare loop.
+plain SGD by hand. Ours is ``Trainer.run`` on a synthetic corpus, with averaging, schedule and metrics, and then with
+each regulariser and optimiser. All take turns in chunks of ten steps, in one process. Prints a table of median (best)
+tokens per second and the ratios ours / peer, with pass or MISS for the target: at least 0.95 of the bare loop.
 """
 
 import argparse
