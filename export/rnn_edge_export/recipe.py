@@ -30,6 +30,7 @@ class DataRecipe:
 
     Hashes are of all files of a kind, one behind the other; ``valid_sha256`` and ``test_sha256`` are empty where a part
     of the corpus serves. ``longest`` is the longest source side that was trained on, in tokens; 0 for a language model.
+    ``initial_sha256`` is that of the checkpoint that training began from, empty where weights were drawn.
     """
 
     title: str = ""
@@ -39,6 +40,7 @@ class DataRecipe:
     valid_sha256: str = ""
     test_sha256: str = ""
     longest: int = 0
+    initial_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def language_model(
     ] = None,
     encoding: session.Encoding = "utf-8",
     recipe: session.RecipeFile = None,
+    init_from: session.InitFrom = None,
     resume: session.Resume = False,
     force: session.Force = False,
     device: session.Device = "auto",
@@ -47,6 +48,7 @@ def language_model(
         LanguageModelRecipe(),
         output,
         recipe=recipe,
+        init_from=init_from,
         resume=resume,
         force=force,
         device=device,
@@ -60,6 +62,7 @@ def language_model(
     with workstation():
         from rnn_edge import render
         from rnn_edge_export.distributed import join_world, leave_world
+        from rnn_edge_export.initial import initial_folder, load_initial
         from rnn_edge_export.language_model.data import Texts, load_corpus
         from rnn_edge_export.language_model.task import LanguageModelTask
         from rnn_edge_export.run import TOKENIZER, load_tokenizer, start_run
@@ -70,11 +73,21 @@ def language_model(
             if not resume and world.leads:
                 start_run(output, force=force)
             texts = Texts.survey(corpus, valid or (), test or (), encoding)
-            plan = session.claim_data(plan, texts.hashes, " and ".join(map(str, corpus)), resume=resume)
-            known = load_tokenizer(output / TOKENIZER) if resume else None
+            initial = load_initial(init_from) if init_from else None
+            plan = session.claim_data(
+                plan,
+                texts.hashes,
+                " and ".join(map(str, corpus)),
+                resume=resume,
+                initial_sha256=initial.sha256 if initial else "",
+            )
+            origin = initial_folder(init_from) if init_from else output if resume else None
+            known = load_tokenizer(origin / TOKENIZER) if origin else None
             data = load_corpus(texts, plan.training, tokenizer=known, bar=render.progress)
         session.train(
-            lambda: Trainer(LanguageModelTask(plan, data, world), output, device, resume=resume, world=world),
+            lambda: Trainer(
+                LanguageModelTask(plan, data, world), output, device, resume=resume, world=world, initial=initial
+            ),
             threads=threads,
             tensorboard=tensorboard,
             resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
