@@ -234,6 +234,8 @@ class Manifest:
                 for name, blank in _BLANKS.items():
                     if name in table and table[name] == blank:
                         del table[name]
+        elif content["architecture"]["encoder"]["directions"] == EncoderArchitecture.directions:
+            del content["architecture"]["encoder"]["directions"]
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         # Only lists of numbers span lines without a quote or brace in them; strings hold no raw newlines.
         return re.sub(r"\[\n[\s\d.,eE+-]*\]", lambda match: " ".join(match[0].split()), text) + "\n"

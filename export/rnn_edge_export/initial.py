@@ -107,11 +107,11 @@ def load_initial(path: Path) -> Initial:
 
 
 def shape(network: ModelSection) -> dict[str, object]:
-    """What makes a network, by flags, without dropout, which may change from one training to the next."""
+    """What makes a network, by flags; without dropout and what is frozen, which may change between trainings."""
     return {
         flag_name(item.name): getattr(network, item.name)
         for item in dataclasses.fields(network)
-        if not item.name.endswith(("dropout", "drop"))
+        if not item.name.endswith(("dropout", "drop")) and not item.name.startswith("freeze")
     }
 
 

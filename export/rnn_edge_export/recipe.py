@@ -1,4 +1,7 @@
-"""A recipe describes a training run completely. Each field is a TOML key and a flag of ``rnn-edge train``."""
+"""A recipe describes a training run completely.
+
+Each field is a TOML key, and where it has a help a flag of ``rnn-edge train``; the command finds out the others itself.
+"""
 
 import dataclasses
 import tomllib
@@ -12,11 +15,17 @@ from rnn_edge.manifest import AttentionKind, Cell, Task, TokenizerKind
 from rnn_edge.schema import SchemaError, decode, encode
 
 T = TypeVar("T")
+Of = Literal["input", "source", "target", "both"]
 
 
 def option(default: T, help: str, *, minimum: float | None = None, below: float | None = None) -> T:  # noqa: A002
     """A field that is also a flag: its help, and the range ``minimum <= value < below``."""
     return field(default=default, metadata={"help": help, "minimum": minimum, "below": below})
+
+
+def derived_width() -> int:
+    """A field that no flag sets: the width of a table behind a projection, from the file of its vectors; 0 for none."""
+    return field(default=0, metadata={"minimum": 0})
 
 
 def probability(default: float, help: str) -> float:  # noqa: A002
@@ -25,12 +34,22 @@ def probability(default: float, help: str) -> float:  # noqa: A002
 
 
 @dataclass(frozen=True)
+class VectorFile:
+    """A file of pretrained vectors by name and SHA-256, and whose they are: of the input, of one side, or of both."""
+
+    of: Of
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class DataRecipe:
     """The corpus by title, public source, licence and hash. Its path is an argument, never part of a recipe.
 
     Hashes are of all files of a kind, one behind the other; ``valid_sha256`` and ``test_sha256`` are empty where a part
     of the corpus serves. ``longest`` is the longest source side that was trained on, in tokens; 0 for a language model.
-    ``initial_sha256`` is that of the checkpoint that training began from, empty where weights were drawn.
+    ``vectors`` are what embeddings began with; ``initial_sha256`` is that of the checkpoint that all weights began
+    with, or empty.
     """
 
     title: str = ""
@@ -40,6 +59,7 @@ class DataRecipe:
     valid_sha256: str = ""
     test_sha256: str = ""
     longest: int = 0
+    vectors: tuple[VectorFile, ...] = ()
     initial_sha256: str = ""
 
 
@@ -65,6 +85,8 @@ class LanguageModelSection:
     output_dropout: float = probability(0.2, "Dropout before the output layer.")
     locked_dropout: bool = option(True, "One dropout mask for all steps of a window (Gal & Ghahramani 2016).")
     weight_drop: float = probability(0.0, "DropConnect on the recurrent matrices (Merity et al. 2017).")
+    freeze_embeddings: bool = option(False, "Keep the table of --embeddings as it is, also where it is tied.")
+    vector_width: int = derived_width()
 
     @property
     def widths(self) -> list[int]:
@@ -103,6 +125,11 @@ class TranslationSection:
     output_dropout: float = probability(0.3, "Dropout before the output layer.")
     locked_dropout: bool = option(True, "One dropout mask for all steps of a sentence (Gal & Ghahramani 2016).")
     weight_drop: float = probability(0.0, "DropConnect on the recurrent matrices (Merity et al. 2017).")
+    freeze_embeddings: bool = option(
+        False, "Keep tables with pretrained vectors as they are; the target's is also the output layer."
+    )
+    source_vector_width: int = derived_width()
+    target_vector_width: int = derived_width()
 
     def check(self) -> None:
         """Raises InvalidValueError for widths that exclude each other."""

@@ -111,7 +111,7 @@ def test_device_commands_run_without_the_workstation(arguments: list[str], tmp_p
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("words", [*WORKSTATION_COMMANDS, ["plot"], ["runs"]], ids=" ".join)
+@pytest.mark.parametrize("words", [*WORKSTATION_COMMANDS, ["import"], ["plot"], ["runs"]], ids=" ".join)
 def test_help_of_workstation_commands_needs_no_torch(words: list[str]) -> None:
     done = rnn_edge_without((*FORBIDDEN, "onnxruntime"), *words, "--help")
     assert (done.returncode, done.stderr) == (0, "")

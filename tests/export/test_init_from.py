@@ -203,6 +203,42 @@ def test_what_cannot_be_started_from(
     assert "takes no --init-from" in cli_error(*resume, code=2)[0]
 
 
+def test_pretrained_vectors_come_along(finished: Path, cli: Cli, cli_error: CliError) -> None:
+    """They are in the weights: their file is not wanted again, nor taken."""
+    vectors = finished / "vectors.txt"
+    vectors.write_text("".join(f"{character} 0.5 -1 {index}\n" for index, character in enumerate("abcdel")))
+    first: list[object] = [
+        "--embeddings",
+        vectors,
+        "--freeze-embeddings",
+        "--embedding",
+        5,
+        "--hidden",
+        8,
+        "--batch-size",
+        8,
+    ]
+    first += ["--sequence-length", 24, "--epochs", 0.05]
+    corpus = finished / "corpus.txt"
+    answer = cli("train", "lm", corpus, "-o", finished / "vectors", *first, *_HERE)
+    assert answer.code == 0, answer.err
+    begun = LanguageModelRecipe.from_toml(finished / "vectors" / "recipe.toml")
+    assert (begun.data.vectors[0].name, begun.model.vector_width) == ("vectors.txt", 3)
+    start = ("train", "lm", corpus, "-o", finished / "more", "--init-from", finished / "vectors")
+    error, _ = cli_error(*start, "--embeddings", vectors, *_HERE, code=2)
+    assert error == "--init-from brings its embeddings along and takes no --embeddings"
+    vectors.unlink()
+    answer = cli(*start, *_HERE)
+    assert answer.code == 0, answer.err
+    more = LanguageModelRecipe.from_toml(finished / "more" / "recipe.toml")
+    assert (more.data.vectors, more.model) == ((), begun.model)
+    tables = [
+        load_checkpoint(finished / name / "best.safetensors", Best)[0]["model.embedding.weight"]
+        for name in ("vectors", "more")
+    ]
+    assert torch.equal(*tables)  # frozen still
+
+
 def test_it_resumes_as_any_other(finished: Path, cli: Cli) -> None:
     """Without --init-from, and to the same weights as without a break."""
     start = ("--init-from", finished / "run", *_HERE)

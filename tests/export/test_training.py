@@ -176,7 +176,7 @@ def test_streams_are_reset_with_the_chance_asked_for(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, chance: float, low: float, high: float
 ) -> None:
     kept: list[bool] = []
-    forward = RecurrentLanguageModel.forward
+    forward = RecurrentLanguageModel.features
 
     def watch(self: RecurrentLanguageModel, tokens: Any, state: Any) -> Any:
         if self.training:
@@ -185,7 +185,7 @@ def test_streams_are_reset_with_the_chance_asked_for(
             kept.extend(row[0] for row in rows)
         return forward(self, tokens, state)
 
-    monkeypatch.setattr(RecurrentLanguageModel, "forward", watch)
+    monkeypatch.setattr(RecurrentLanguageModel, "features", watch)
     list(make_trainer(reset_probability=chance, average_decay=0.0).run())
     carried = kept[4:]  # the first window starts from zero anyway
     assert len(carried) == 41 * 4
@@ -197,7 +197,7 @@ def test_every_epoch_starts_elsewhere_from_a_zero_state(
 ) -> None:
     windows: list[torch.Tensor] = []
     zero: list[bool] = []
-    forward = RecurrentLanguageModel.forward
+    forward = RecurrentLanguageModel.features
 
     def watch(self: RecurrentLanguageModel, tokens: Any, state: Any) -> Any:
         if self.training:
@@ -205,7 +205,7 @@ def test_every_epoch_starts_elsewhere_from_a_zero_state(
             zero.append(not any(tensor.any() for layer in state for tensor in layer))
         return forward(self, tokens, state)
 
-    monkeypatch.setattr(RecurrentLanguageModel, "forward", watch)
+    monkeypatch.setattr(RecurrentLanguageModel, "features", watch)
     trainer = make_trainer(epochs=2.0)
     list(trainer.run())
     assert trainer.progress.step == 84

@@ -95,7 +95,7 @@ def import_checkpoint(
             network, found = read_keras(source, kind)
             remarks, usual = [*remarks, *found], "\n"
         if vocabulary:
-            tokenizer = read_vocabulary(vocabulary, encoding, line_end=line_end or usual, lowercase=lowercase)
+            tokenizer = read_vocabulary(vocabulary, encoding, line_end=line_end, usual=usual, lowercase=lowercase)
         else:
             words = read_dictionary(corpus or [], encoding)
             tokenizer = vocabulary_tokenizer(words, line_end=line_end or usual, lowercase=lowercase)

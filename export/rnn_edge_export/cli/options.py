@@ -11,7 +11,7 @@ from rnn_edge_export.recipe import flag_name
 
 
 def recipe_options(*sections: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a flag for each field of ``sections`` to a command that takes them as ``**overrides``.
+    """Add a flag for each field of ``sections`` that has a help to a command that takes them as ``**overrides``.
 
     Every flag's default is None, "as in the recipe"; its help shows the recipe's own default.
     """
@@ -29,7 +29,7 @@ def recipe_options(*sections: type) -> Callable[[Callable[..., None]], Callable[
 
 def _fields(section: type) -> list[tuple[dataclasses.Field[Any], Any]]:
     hints = get_type_hints(section)
-    return [(item, hints[item.name]) for item in dataclasses.fields(section)]
+    return [(item, hints[item.name]) for item in dataclasses.fields(section) if "help" in item.metadata]
 
 
 def _flag(item: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:

@@ -94,11 +94,13 @@ def vocabulary_tokenizer(
     return as_tokenizer(encoder)
 
 
-def read_vocabulary(path: Path, encoding: str = "utf-8", *, line_end: str = "\n", lowercase: bool = False) -> Tokenizer:
+def read_vocabulary(
+    path: Path, encoding: str = "utf-8", *, line_end: str | None = None, usual: str = "\n", lowercase: bool = False
+) -> Tokenizer:
     """The vocabulary of a file.
 
     A ``tokenizer.json``; or a JSON list of tokens, or table of tokens to ids or of ids to tokens; or a text file with a
-    token a line, where ``\\n`` is a line end.
+    token a line, where ``\\n`` is a line end. ``line_end`` is the token that stands for one, else ``usual``.
 
     Raises:
         DataError: unreadable, or no vocabulary.
@@ -113,7 +115,7 @@ def read_vocabulary(path: Path, encoding: str = "utf-8", *, line_end: str = "\n"
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not JSON: {error}", "give a list of tokens, or a table of their ids") from error
         if isinstance(found, dict) and isinstance(found.get("model"), dict):
-            if lowercase or line_end != "\n":
+            if lowercase or line_end is not None:
                 raise InvalidValueError(
                     f"{path} is a whole tokenizer, which says itself what a line end is and what is lowercased",
                     "leave --lowercase and --line-end out",
@@ -124,7 +126,7 @@ def read_vocabulary(path: Path, encoding: str = "utf-8", *, line_end: str = "\n"
     tokens = list(found) if isinstance(found, dict | list) else [0]
     if not all(isinstance(token, str | None) for token in tokens):
         raise DataError(f"{path} is no list of tokens and no table of their ids", "give one of the two")
-    return vocabulary_tokenizer(found, line_end=line_end, lowercase=lowercase)
+    return vocabulary_tokenizer(found, line_end=line_end or usual, lowercase=lowercase)
 
 
 def kind_of(tokenizer: Tokenizer) -> TokenizerKind:

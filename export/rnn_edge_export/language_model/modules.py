@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from rnn_edge_export import layers
+from rnn_edge_export.embedding import Embedding
 from rnn_edge_export.layers import STATE_KINDS, LayerState
 from rnn_edge_export.recipe import LanguageModelSection
 
@@ -22,7 +23,7 @@ class RecurrentLanguageModel(nn.Module):
     def __init__(self, recipe: LanguageModelSection, vocabulary_size: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.embedding = nn.Embedding(vocabulary_size, recipe.embedding)
+        self.embedding = Embedding(vocabulary_size, recipe.embedding, recipe.vector_width)
         new = partial(layers.NormalisedLayer, recipe.cell) if recipe.layer_norm else layers.CELLS[recipe.cell]
         stack = [new(below, width) for below, width in pairwise([recipe.embedding, *recipe.widths])]
         self.layers = nn.ModuleList(stack)
@@ -31,12 +32,12 @@ class RecurrentLanguageModel(nn.Module):
         project = recipe.tie_weights and last != recipe.embedding
         self.projection = nn.Linear(last, recipe.embedding, bias=False) if project else None
         # Unit inputs learn far faster than small ones; a tied matrix is also the output layer and starts small.
-        nn.init.normal_(self.embedding.weight, std=recipe.embedding**-0.5 if recipe.tie_weights else 1.0)
+        self.embedding.initialise(recipe.embedding**-0.5 if recipe.tie_weights else 1.0)
         nn.init.zeros_(self.output.bias)
         for layer in stack:  # after all else: a seed draws what it drew for the models that are published
             layers.initialise(layer, recipe.cell)
         if recipe.tie_weights:
-            self.output.weight = self.embedding.weight
+            self.output.weight = self.embedding.weight  # of its own width: ``back`` stands before it
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Run T steps. tokens int64 [T, B]; state as ``zero_state`` makes it → logits [T, B, V], next state."""
@@ -60,8 +61,13 @@ class RecurrentLanguageModel(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """[T, B, H] → [T, B, V]."""
-        result: Tensor = self.output(features if self.projection is None else self.projection(features))
+        x = features if self.projection is None else self.projection(features)
+        result: Tensor = self.output(self.embedding.back(x) if self.recipe.tie_weights else x)
         return result
+
+    def output_matrix(self) -> Tensor:
+        """The output layer's weights [V, E or H] on what the layers leave, whatever it is tied to."""
+        return self.embedding.folded() if self.recipe.tie_weights else self.output.weight
 
     def zero_state(self, batch: int) -> State:
         """Zeros for B streams."""

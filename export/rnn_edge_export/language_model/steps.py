@@ -30,9 +30,9 @@ class Step(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.tensors_per_layer = len(model.state_names()) // len(layers)
-        self.embedding = nn.Buffer(model.embedding.weight.detach().clone())  # [V, E]
+        self.embedding = nn.Buffer(model.embedding.folded().detach().clone())  # [V, E]
         # x @ W + b rather than a linear layer: Gemm is not what the quantisers look for.
-        self.output_weight = nn.Buffer(model.output.weight.detach().t().contiguous())  # [H, V]
+        self.output_weight = nn.Buffer(model.output_matrix().detach().t().contiguous())  # [H, V]
         self.output_bias = nn.Buffer(model.output.bias.detach().clone())
         projection = model.projection
         self.projection = None if projection is None else nn.Buffer(projection.weight.detach().t().contiguous())

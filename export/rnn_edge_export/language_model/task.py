@@ -16,6 +16,7 @@ from rnn_edge_export.language_model.data import Corpus, Window, random_lengths, 
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, detach
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
 from rnn_edge_export.layers import state_names
+from rnn_edge_export.pretrained import PretrainedVectors
 from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.run import TOKENIZER
 from rnn_edge_export.task import BatchLoss, Evaluation
@@ -26,13 +27,19 @@ _SAMPLE_TOKENS = 200
 class LanguageModelTask:
     """Truncated back-propagation through time over parallel streams."""
 
-    def __init__(self, recipe: LanguageModelRecipe, corpus: Corpus, world: World = World()) -> None:  # noqa: B008
-        """Of ``world``'s streams this process reads its share.
+    def __init__(
+        self,
+        recipe: LanguageModelRecipe,
+        corpus: Corpus,
+        world: World = World(),  # noqa: B008  # frozen
+        vectors: PretrainedVectors | None = None,
+    ) -> None:
+        """Of ``world``'s streams this process reads its share. A new network's embedding begins with ``vectors``.
 
         Raises:
             InvalidValueError: the streams cannot be shared out evenly.
         """
-        self.recipe, self.corpus, self.world = recipe, corpus, world
+        self.recipe, self.corpus, self.world, self.vectors = recipe, corpus, world, vectors
         training = recipe.training
         if training.batch_size % world.size:
             raise InvalidValueError(
@@ -58,7 +65,11 @@ class LanguageModelTask:
 
     def new_model(self) -> RecurrentLanguageModel:
         """The untrained network."""
-        return RecurrentLanguageModel(self.recipe.model, self.corpus.tokenizer.vocabulary_size)
+        model = RecurrentLanguageModel(self.recipe.model, self.corpus.tokenizer.vocabulary_size)
+        if self.vectors is not None:
+            self.vectors.write_into(model.embedding)
+        model.embedding.weight.requires_grad_(not self.recipe.model.freeze_embeddings)
+        return model
 
     def files(self) -> dict[str, bytes]:
         """The tokenizer."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_edge_export import layers
+from rnn_edge_export.embedding import Embedding
 from rnn_edge_export.recipe import TranslationSection
 
 # Flat, in the order of ``state_names``: each layer's tensors [B, H], then the readout [B, E] with input feeding.
@@ -47,9 +48,11 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.recipe = recipe
         e, h, m = recipe.embedding, recipe.hidden, 2 * recipe.encoder_hidden
-        self.target_embedding = nn.Embedding(target_vocabulary, e)
+        self.target_embedding = Embedding(target_vocabulary, e, recipe.target_vector_width)
         shared = recipe.share_embeddings and joint
-        self.source_embedding = self.target_embedding if shared else nn.Embedding(source_vocabulary, e)
+        self.source_embedding = (
+            self.target_embedding if shared else Embedding(source_vocabulary, e, recipe.source_vector_width)
+        )
         self.encoder = nn.ModuleList(
             nn.ModuleList(layers.new_layer(recipe.cell, width, recipe.encoder_hidden) for _ in range(2))
             for width in [e] + [m] * (recipe.encoder_layers - 1)
@@ -60,7 +63,7 @@ class EncoderDecoder(nn.Module):
         self.decoder = nn.ModuleList(layers.new_layer(recipe.cell, width, h) for width in widths)
         self.attention = _ATTENTIONS[recipe.attention](h, m)
         self.combine = nn.Linear(h + m, e)
-        self.output = nn.Linear(e, target_vocabulary)
+        self.output = nn.Linear(self.target_embedding.embedding_dim, target_vocabulary)
         self._initialise()
         self.output.weight = self.target_embedding.weight  # Press & Wolf 2017
 
@@ -126,7 +129,8 @@ class EncoderDecoder(nn.Module):
         readout = self.combine(torch.cat([x, context], dim=2)).tanh()  # [T, B, E]
         if recipe.input_feeding:
             next_state.append(readout[-1])
-        return self.output(self._drop(readout, recipe.output_dropout)), attention, next_state
+        readout = self._drop(readout, recipe.output_dropout)
+        return self.output(self.target_embedding.back(readout)), attention, next_state
 
     def _attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """query [T, B, H] → context [T, B, M], attention [B, T, S]."""
@@ -157,9 +161,9 @@ class EncoderDecoder(nn.Module):
         return layers.drop(x, chance, training=self.training, locked=self.recipe.locked_dropout)
 
     def _initialise(self) -> None:
-        nn.init.normal_(self.target_embedding.weight, std=self.recipe.embedding**-0.5)
+        self.target_embedding.initialise(self.recipe.embedding**-0.5)
         if self.source_embedding is not self.target_embedding:
-            nn.init.normal_(self.source_embedding.weight, std=self.recipe.embedding**-0.5)
+            self.source_embedding.initialise(self.recipe.embedding**-0.5)
         for linear in cast("list[nn.Linear]", [*self.bridge, self.combine]):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -33,7 +33,7 @@ class EncoderGraph(nn.Module):
         super().__init__()
         self.model = model
         self.scale = model.recipe.embedding**0.5
-        self.embedding = nn.Buffer(model.source_embedding.weight.detach().clone())
+        self.embedding = nn.Buffer(model.source_embedding.folded().detach().clone())
         self.layers = nn.ModuleList(
             BidirectionalLayer(forward, backward, model.recipe.cell) for forward, backward in model.encoder_pairs()
         )
@@ -60,7 +60,7 @@ class DecoderStep(nn.Module):
         self.scale = model.recipe.embedding**0.5
         self.kinds = len(STATE_KINDS[model.recipe.cell])
         self.layers = nn.ModuleList(lower(layer, lowering, model.recipe.cell) for layer in model.decoder)
-        self.embedding = nn.Buffer(model.target_embedding.weight.detach().clone())  # [V, E], also the output layer
+        self.embedding = nn.Buffer(model.target_embedding.folded().detach().clone())  # [V, E], also the output layer
         self.combine_weight = nn.Buffer(model.combine.weight.detach().t().contiguous())  # [H + M, E]
         self.combine_bias = nn.Buffer(model.combine.bias.detach().clone())
         self.output_bias = nn.Buffer(model.output.bias.detach().clone())

@@ -1,6 +1,6 @@
 """Translation as a training task: batches of pairs, validation by loss and BLEU."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from rnn_edge.evaluation import bleu
 from rnn_edge.manifest import Metric
 from rnn_edge.tokenizer import Tokenizer
 from rnn_edge.translation import TranslationOptions
-from rnn_edge_export.recipe import TranslationRecipe
+from rnn_edge_export.embedding import Embedding
+from rnn_edge_export.pretrained import PretrainedVectors
+from rnn_edge_export.recipe import Of, TranslationRecipe
 from rnn_edge_export.run import RECIPE, SOURCE_TOKENIZER, TOKENIZER, load_tokenizer
 from rnn_edge_export.task import BatchLoss, Evaluation
 from rnn_edge_export.translation.batches import IGNORE, Batch, PairBatches, pad, special_id
@@ -29,8 +31,11 @@ _SAMPLES = 3
 class TranslationTask:
     """Teacher forcing on sentence pairs with label smoothing."""
 
-    def __init__(self, recipe: TranslationRecipe, corpus: PairCorpus) -> None:
-        self.recipe, self.corpus = recipe, corpus
+    def __init__(
+        self, recipe: TranslationRecipe, corpus: PairCorpus, vectors: Mapping[Of, PretrainedVectors] | None = None
+    ) -> None:
+        """A new network's embeddings begin with ``vectors``: of the source, of the target, or of both in one."""
+        self.recipe, self.corpus, self.vectors = recipe, corpus, vectors or {}
         self._tokenizers = (corpus.source_tokenizer, corpus.target_tokenizer)
         self._batches = PairBatches(corpus.train, self._tokenizers, recipe.training)
         self.steps_per_epoch = self._batches.per_epoch
@@ -50,7 +55,15 @@ class TranslationTask:
 
     def new_model(self) -> EncoderDecoder:
         """The untrained network."""
-        return new_model(self.recipe, self._tokenizers)
+        model = new_model(self.recipe, self._tokenizers)
+        target = model.target_embedding
+        tables: dict[Of, Embedding] = {"source": model.source_embedding, "target": target, "both": target}
+        for of, vectors in self.vectors.items():
+            vectors.write_into(tables[of])
+        if self.recipe.model.freeze_embeddings:
+            for file in self.recipe.data.vectors:
+                tables[file.of].weight.requires_grad_(False)
+        return model
 
     def files(self) -> dict[str, bytes]:
         """One tokenizer, or one for each side."""

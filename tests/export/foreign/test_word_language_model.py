@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rnn_edge.language_model import LanguageModel
+from rnn_edge_export import vocabulary_tokenizer
 from rnn_edge_export.foreign.word_language_model import read_dictionary
 from tests.export.conftest import Cli, CliError, names
 from tests.export.foreign.conftest import randomise, runtime_logits
@@ -106,6 +107,16 @@ def test_a_vocabulary_file_serves_as_well(tmp_path: Path, cli: Cli) -> None:
     assert model.manifest.name == "words"
     assert "sha256 = " in model.manifest.provenance.recipe
     assert "Words" in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_whole_tokenizer_says_itself_what_a_line_end_is(tmp_path: Path, cli: Cli, cli_error: CliError) -> None:
+    source, whole = save(RNNModel("LSTM"), tmp_path / "m.safetensors"), tmp_path / "tokenizer.json"
+    whole.write_bytes(vocabulary_tokenizer(WORDS, line_end="<eos>").content)
+    call = ("import", source, "-o", tmp_path / "b", "--vocabulary", whole)
+    assert cli(*call).code == 0
+    assert LanguageModel.load(tmp_path / "b", device="cpu").manifest.special_ids.start == 4
+    assert "is a whole tokenizer" in cli_error(*call, "--force", "--line-end", "moth", code=2)[0]
+    assert "is a whole tokenizer" in cli_error(*call, "--force", "--lowercase", code=2)[0]
 
 
 Change = Callable[[dict[str, Tensor]], object]

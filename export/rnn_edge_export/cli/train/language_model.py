@@ -7,6 +7,7 @@ import typer
 
 from rnn_edge_export.cli import workstation
 from rnn_edge_export.cli.options import recipe_options
+from rnn_edge_export.cli.train import embeddings as vector_options
 from rnn_edge_export.cli.train import session
 from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
 
@@ -28,6 +29,11 @@ def language_model(
         list[Path] | None, typer.Option(help="Text that the best weights are scored on at the end; may be repeated.")
     ] = None,
     encoding: session.Encoding = "utf-8",
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Pretrained vectors to begin with: GloVe, word2vec or fastText's .vec, gzipped or not."),
+    ] = None,
+    embeddings_encoding: vector_options.Encoding = None,
     recipe: session.RecipeFile = None,
     init_from: session.InitFrom = None,
     resume: session.Resume = False,
@@ -55,6 +61,9 @@ def language_model(
         threads=threads,
         tensorboard=tensorboard,
         overrides=overrides,
+    )
+    vector_options.check_files(
+        plan, {"--embeddings": embeddings}, embeddings_encoding, resume=resume, init_from=init_from
     )
     again = ["rnn-edge", "train", "lm", *map(str, corpus), "-o", str(output), "--resume"]
     again += [word for path in valid or () for word in ("--valid", str(path))]
@@ -84,10 +93,16 @@ def language_model(
             origin = initial_folder(init_from) if init_from else output if resume else None
             known = load_tokenizer(origin / TOKENIZER) if origin else None
             data = load_corpus(texts, plan.training, tokenizer=known, bar=render.progress)
+            plan, vectors = vector_options.load(
+                plan,
+                {"input": (embeddings, data.tokenizer)},
+                embeddings_encoding,
+                there=origin is not None,
+                quiet=not world.leads,
+            )
+        task = LanguageModelTask(plan, data, world, vectors.get("input"))
         session.train(
-            lambda: Trainer(
-                LanguageModelTask(plan, data, world), output, device, resume=resume, world=world, initial=initial
-            ),
+            lambda: Trainer(task, output, device, resume=resume, world=world, initial=initial),
             threads=threads,
             tensorboard=tensorboard,
             resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),

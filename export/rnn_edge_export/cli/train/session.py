@@ -77,7 +77,7 @@ def plan_run(
     begun = replace(initial, data=replace(initial.data, initial_sha256=""))
     plan = (type(default).from_toml(recipe) if recipe else begun).override(overrides)
     check_vocabulary(initial, plan)
-    return plan
+    return replace(plan, data=replace(plan.data, vectors=()))
 
 
 def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool, initial_sha256: str = "") -> R:

@@ -10,6 +10,7 @@ import typer
 from rnn_edge.errors import InvalidValueError
 from rnn_edge_export.cli import workstation
 from rnn_edge_export.cli.options import recipe_options
+from rnn_edge_export.cli.train import embeddings as vector_options
 from rnn_edge_export.cli.train import session
 from rnn_edge_export.recipe import PairSection, TranslationRecipe, TranslationSection
 
@@ -29,6 +30,12 @@ def translation(
         typer.Option(help="Validation pairs: one TSV file, or given twice, source then target; else drawn."),
     ] = None,
     encoding: session.Encoding = "utf-8",
+    source_embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Pretrained vectors of the source: GloVe, word2vec or fastText's .vec, gzipped or not."),
+    ] = None,
+    target_embeddings: Annotated[Path | None, typer.Option(help="The same of the target.")] = None,
+    embeddings_encoding: vector_options.Encoding = None,
     recipe: session.RecipeFile = None,
     init_from: session.InitFrom = None,
     resume: session.Resume = False,
@@ -59,6 +66,15 @@ def translation(
         tensorboard=tensorboard,
         overrides=overrides,
     )
+    given = {"--source-embeddings": source_embeddings, "--target-embeddings": target_embeddings}
+    vector_options.check_files(plan, given, embeddings_encoding, resume=resume, init_from=init_from)
+    shared = plan.training.tokenizer == "subword" and plan.model.share_embeddings
+    two = source_embeddings and target_embeddings and source_embeddings.resolve() != target_embeddings.resolve()
+    if shared and two:
+        raise InvalidValueError(
+            "source and target share one embedding, which cannot begin with two files of vectors",
+            "give one of the two, use --tokenizer word, or --no-share-embeddings",
+        )
     again = ["rnn-edge", "train", "translation", *map(str, pairs), "-o", str(output), "--resume"]
     again += [word for path in valid or () for word in ("--valid", str(path))]
     with workstation():
@@ -88,8 +104,15 @@ def translation(
             initial_sha256=initial.sha256 if initial else "",
         )
         plan = replace(plan, data=replace(plan.data, longest=data.longest))
+        vector_files: vector_options.Files = {
+            "source": (source_embeddings, data.source_tokenizer),
+            "target": (target_embeddings, data.target_tokenizer),
+        }
+        if shared:
+            vector_files = {"both": (source_embeddings or target_embeddings, data.target_tokenizer)}
+        plan, vectors = vector_options.load(plan, vector_files, embeddings_encoding, there=origin is not None)
         session.train(
-            lambda: Trainer(TranslationTask(plan, data), output, device, resume=resume, initial=initial),
+            lambda: Trainer(TranslationTask(plan, data, vectors), output, device, resume=resume, initial=initial),
             threads=threads,
             tensorboard=tensorboard,
             resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
