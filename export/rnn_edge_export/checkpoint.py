@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file each, with JSON in its header, replaced in one step. Nothing is unpickled."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ class Progress:
     ``loss_sum`` adds up the training losses since ``logged_step``, the last line of metrics; ``metrics_bytes`` is the
     length of the metrics file, so that lines written after the checkpoint can be cut off. ``annealings`` counts how
     often SGD's learning rate was lowered; ``losses`` are NT-ASGD's validations and ``averaging_from`` the step of its
-    trigger.
+    trigger. ``made_of`` says what network this is, and by which tokenizers.
     """
 
     step: int = 0
@@ -40,6 +40,7 @@ class Progress:
     annealings: int = 0
     losses: tuple[float, ...] = ()
     averaging_from: int | None = None
+    made_of: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

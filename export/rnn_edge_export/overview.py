@@ -127,4 +127,6 @@ def _network(recipe: Recipe) -> str:
     encoder = ""
     if isinstance(model, TranslationSection):
         encoder = f"{model.encoder_layers} × 2 × {model.encoder_hidden} → "
+    elif model.last_hidden not in (0, model.hidden):
+        return f"{model.cell.upper()} {', '.join(map(str, model.widths))}"
     return f"{model.cell.upper()} {encoder}{model.layers} × {model.hidden}"

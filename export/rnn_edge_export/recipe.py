@@ -48,7 +48,8 @@ class DataRecipe:
 
     Hashes are of all files of a kind, one behind the other; ``valid_sha256`` and ``test_sha256`` are empty where a part
     of the corpus serves. ``longest`` is the longest source side that was trained on, in tokens; 0 for a language model.
-    ``vectors`` are what embeddings began with.
+    ``vectors`` are what embeddings began with; ``initial_sha256`` is that of the checkpoint that all weights began
+    with, or empty.
     """
 
     title: str = ""
@@ -59,6 +60,7 @@ class DataRecipe:
     test_sha256: str = ""
     longest: int = 0
     vectors: tuple[VectorFile, ...] = ()
+    initial_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The training loop, whatever is trained: steps, validation, checkpoints, exact resume. Yields events."""
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from rnn_edge_export.hardware import (
     resolve_device,
     resolve_precision,
 )
+from rnn_edge_export.initial import Initial, differences, shape
 from rnn_edge_export.layers import parameter_count
 from rnn_edge_export.optimisation import average_weight, learning_rate, make_optimizer, stalls
 from rnn_edge_export.run import BEST, LAST, METRICS, RECIPE
@@ -61,7 +63,13 @@ class Trainer(Generic[BatchT, ModelT]):
         *,
         resume: bool,
         world: World = World(),  # noqa: B008  # frozen
+        initial: Initial | None = None,
     ) -> None:
+        """Start a run, from ``initial`` weights where they are given, or resume it.
+
+        Raises:
+            RunError: the weights are of another network.
+        """
         self.task, self.recipe, self.directory, self.world = task, task.recipe, directory, world
         self.interrupted = self._agreed = False
         self.scoring = False  # everything is trained and saved; only the scores of the best weights are missing
@@ -72,13 +80,15 @@ class Trainer(Generic[BatchT, ModelT]):
             keep_freed_memory()
         torch.manual_seed(training.seed)
         model = task.new_model()
+        if initial and not resume:
+            initial.start(model, self.recipe.model)
         if world.size > 1:  # the same first weights, but dropout masks of its own
             torch.manual_seed(training.seed + (world.rank + 1) * 2**32)
         self.parameters = parameter_count(model)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, training)
-        self.progress = Progress()
+        self.progress = Progress(made_of=self._made_of())
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.steps_per_epoch = -(-task.steps_per_epoch // training.accumulation)
         self.total_steps = max(1, round(self.steps_per_epoch * training.epochs))
@@ -317,6 +327,12 @@ class Trainer(Generic[BatchT, ModelT]):
 
     def _restore(self) -> None:
         tensors, self.progress = load_checkpoint(self.directory / LAST, Progress)
+        changed = differences(self.progress.made_of, self._made_of()) if self.progress.made_of else ""
+        if changed:
+            raise RunError(
+                f"{self.directory} has changed since its last checkpoint: {changed}",
+                "put its own recipe.toml and tokenizer back, or start a new run with --init-from",
+            )
         self._loss_sum.fill_(self.progress.loss_sum if self.world.leads else 0.0)
         restore_module("model", self.model, tensors)
         restore_module("average", self.average, tensors)
@@ -334,6 +350,11 @@ class Trainer(Generic[BatchT, ModelT]):
             return
         written = self._metrics.read_bytes() if self._metrics.is_file() else b""
         write_bytes(self._metrics, written[: self.progress.metrics_bytes])
+
+    def _made_of(self) -> dict[str, str]:
+        """The network, and the first digits of the tokenizers' SHA-256."""
+        files = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in self.task.files().items()}
+        return {name: str(value) for name, value in shape(self.recipe.model).items()} | files
 
     def _own(self, states: Tensor, example: Tensor) -> Tensor:
         """This process's state of the random numbers, of those of all that wrote the checkpoint."""

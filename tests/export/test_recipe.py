@@ -37,7 +37,9 @@ def test_every_field_survives_the_round_trip(tmp_path: Path) -> None:
     recipe = LanguageModelRecipe(
         title="A title, with “quotes”, two\nlines and \\ a backslash",
         data=DataRecipe(
-            "Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32, "ef" * 32, 9, (vectors,)
+            *("Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32, "ef" * 32, 9),
+            (vectors,),
+            "12" * 32,
         ),
         model=LanguageModelSection(
             cell="gru",

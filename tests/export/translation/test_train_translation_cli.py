@@ -19,6 +19,7 @@ from rnn_edge.cli import run
 from rnn_edge.text_files import Pair
 from rnn_edge_export.cli.screen import TrainingScreen
 from rnn_edge_export.recipe import TranslationRecipe
+from rnn_edge_export.run import read_metrics
 from rnn_edge_export.training import Trainer
 from rnn_edge_export.training_events import StepEvent, TrainingEvent
 from rnn_edge_export.translation.data import load_pairs
@@ -380,3 +381,31 @@ def test_an_output_that_exists(trained: Path, cli: Cli, cli_error: CliError) -> 
     answer = cli(*arguments, "--force", "--epochs", 0.1, "--tokenizer", "word")
     assert answer.code == 0, answer.err
     assert "source_tokenizer.json" in names(trained / "run")
+
+
+def test_another_corpus_from_the_weights_of_a_run(
+    trained: Path, cli: Cli, cli_error: CliError, pairs: list[Pair]
+) -> None:
+    other = write_pairs(trained / "other.tsv", [*pairs[20:], ("Never.", "Jamais.")])
+    start = ("--init-from", trained / "run", "--threads", 1, "--device", "cpu")
+    answer = cli("train", "translation", other, "-o", trained / "more", *start, "--epochs", 0.5)
+    assert answer.code == 0, answer.err
+    first, more = (TranslationRecipe.from_toml(trained / name / "recipe.toml") for name in ("run", "more"))
+    assert more.model == first.model
+    assert (more.training.vocabulary_size, more.training.epochs) == (320, 0.5)
+    assert more.data.title == "other.tsv"
+    assert re.fullmatch("[0-9a-f]{64}", more.data.initial_sha256)
+    assert (trained / "more" / "tokenizer.json").read_bytes() == (trained / "run" / "tokenizer.json").read_bytes()
+    losses = [read_metrics(trained / name).steps[0].loss for name in ("run", "more")]
+    assert losses[1] < losses[0] - 0.1
+    for flags, words in (
+        (("--hidden", 12, "--attention", "general"), "--attention is dot there and general here"),
+        (("--tokenizer", "word"), "--tokenizer is subword there and word here"),
+        (("--lowercase",), "--lowercase is False there and True here"),
+    ):
+        assert words in cli_error("train", "translation", other, "-o", trained / "no", *start, *flags)[0]
+    assert not (trained / "no").exists()
+    assert (
+        "takes no --init-from"
+        in cli_error("train", "translation", other, "-o", trained / "run", "--resume", *start, code=2)[0]
+    )

@@ -33,7 +33,9 @@ _FLAGS: dict[Of, tuple[str, ...]] = {
 }
 
 
-def check_files(plan: Recipe, files: Mapping[str, Path | None], encoding: str | None, *, resume: bool) -> None:
+def check_files(
+    plan: Recipe, files: Mapping[str, Path | None], encoding: str | None, *, resume: bool, init_from: Path | None
+) -> None:
     """Files by their flags, before anything is read.
 
     Raises:
@@ -43,12 +45,11 @@ def check_files(plan: Recipe, files: Mapping[str, Path | None], encoding: str | 
     from rnn_edge_export.vector_files import check_file
 
     given = [flag for flag, path in files.items() if path]
-    if resume:
+    if resume or init_from:
         given += ["--embeddings-encoding"] * (encoding is not None)
+        why = "--resume goes on as the run began" if resume else "--init-from brings its embeddings along"
         if given:
-            raise InvalidValueError(
-                f"--resume goes on as the run began and takes no {', '.join(given)}", "leave it out"
-            )
+            raise InvalidValueError(f"{why} and takes no {', '.join(given)}", "leave it out")
         return
     for named in plan.data.vectors:
         if not set(_FLAGS[named.of]).intersection(given):
@@ -67,11 +68,11 @@ def check_files(plan: Recipe, files: Mapping[str, Path | None], encoding: str | 
 
 
 def load(
-    plan: R, files: Files, encoding: str | None, *, resume: bool, quiet: bool = False
+    plan: R, files: Files, encoding: str | None, *, there: bool, quiet: bool = False
 ) -> tuple[R, dict[Of, PretrainedVectors]]:
     """Read the vectors of the tokens, say how many were found, and put files and widths into the plan.
 
-    A resumed run has all this from its checkpoint and its recipe.
+    Where embeddings are ``there``, in the checkpoint of a run that is resumed or started from, the plan has all this.
 
     Raises:
         RnnEdgeError: a file cannot be used.
@@ -79,7 +80,7 @@ def load(
     from rnn_edge_export.pretrained import claim_vectors, load_vectors
 
     found: dict[Of, PretrainedVectors] = {}
-    if resume:
+    if there:
         return plan, found
     known = {named.of: named for named in plan.data.vectors}
     for of, (path, tokenizer) in files.items():

@@ -35,6 +35,7 @@ def language_model(
     ] = None,
     embeddings_encoding: vector_options.Encoding = None,
     recipe: session.RecipeFile = None,
+    init_from: session.InitFrom = None,
     resume: session.Resume = False,
     force: session.Force = False,
     device: session.Device = "auto",
@@ -53,6 +54,7 @@ def language_model(
         LanguageModelRecipe(),
         output,
         recipe=recipe,
+        init_from=init_from,
         resume=resume,
         force=force,
         device=device,
@@ -60,13 +62,16 @@ def language_model(
         tensorboard=tensorboard,
         overrides=overrides,
     )
-    vector_options.check_files(plan, {"--embeddings": embeddings}, embeddings_encoding, resume=resume)
+    vector_options.check_files(
+        plan, {"--embeddings": embeddings}, embeddings_encoding, resume=resume, init_from=init_from
+    )
     again = ["rnn-edge", "train", "lm", *map(str, corpus), "-o", str(output), "--resume"]
     again += [word for path in valid or () for word in ("--valid", str(path))]
     again += [word for path in test or () for word in ("--test", str(path))]
     with workstation():
         from rnn_edge import render
         from rnn_edge_export.distributed import join_world, leave_world
+        from rnn_edge_export.initial import initial_folder, load_initial
         from rnn_edge_export.language_model.data import Texts, load_corpus
         from rnn_edge_export.language_model.task import LanguageModelTask
         from rnn_edge_export.run import TOKENIZER, load_tokenizer, start_run
@@ -77,15 +82,27 @@ def language_model(
             if not resume and world.leads:
                 start_run(output, force=force)
             texts = Texts.survey(corpus, valid or (), test or (), encoding)
-            plan = session.claim_data(plan, texts.hashes, " and ".join(map(str, corpus)), resume=resume)
-            known = load_tokenizer(output / TOKENIZER) if resume else None
+            initial = load_initial(init_from) if init_from else None
+            plan = session.claim_data(
+                plan,
+                texts.hashes,
+                " and ".join(map(str, corpus)),
+                resume=resume,
+                initial_sha256=initial.sha256 if initial else "",
+            )
+            origin = initial_folder(init_from) if init_from else output if resume else None
+            known = load_tokenizer(origin / TOKENIZER) if origin else None
             data = load_corpus(texts, plan.training, tokenizer=known, bar=render.progress)
             plan, vectors = vector_options.load(
-                plan, {"input": (embeddings, data.tokenizer)}, embeddings_encoding, resume=resume, quiet=not world.leads
+                plan,
+                {"input": (embeddings, data.tokenizer)},
+                embeddings_encoding,
+                there=origin is not None,
+                quiet=not world.leads,
             )
         task = LanguageModelTask(plan, data, world, vectors.get("input"))
         session.train(
-            lambda: Trainer(task, output, device, resume=resume, world=world),
+            lambda: Trainer(task, output, device, resume=resume, world=world, initial=initial),
             threads=threads,
             tensorboard=tensorboard,
             resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),

@@ -22,6 +22,10 @@ R = TypeVar("R", bound=Recipe)
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.", show_default=False)]
 Encoding = Annotated[str, typer.Option(help="Encoding of the text files.")]
 RecipeFile = Annotated[Path | None, typer.Option(help="Recipe (TOML) to start from; flags override it.")]
+InitFrom = Annotated[
+    Path | None,
+    typer.Option(help="Run or checkpoint whose weights, tokenizer and recipe to start from; flags override it."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing run.")]
 Device = Annotated[str, typer.Option(help="Where to train.", metavar="auto|cpu|cuda")]
@@ -36,6 +40,7 @@ def plan_run(
     output: Path,
     *,
     recipe: Path | None,
+    init_from: Path | None,
     resume: bool,
     force: bool,
     device: str,
@@ -43,7 +48,8 @@ def plan_run(
     tensorboard: bool,
     overrides: dict[str, Any],
 ) -> R:
-    """The recipe of a run: the run's own when it is resumed, else ``recipe`` or the default, with flags over it.
+    """The recipe of a run: the run's own when it is resumed, else, with flags over it, ``recipe``, that of the run that
+    it starts from, or the default.
 
     Raises:
         RnnEdgeError: options exclude each other, the recipe cannot be used, or what an option needs is not there.
@@ -55,17 +61,29 @@ def plan_run(
     if tensorboard:
         check_tensorboard()
     given = [flag_name(name) for name, value in overrides.items() if value is not None]
-    if resume and (given or recipe or force):
-        names = [*given, *(["--recipe"] if recipe else []), *(["--force"] if force else [])]
-        raise InvalidValueError(f"--resume goes on as the run began and takes no {', '.join(names)}", "leave it out")
+    more = {"--recipe": recipe, "--init-from": init_from, "--force": force}
+    given += [name for name, value in more.items() if value] if resume else []
+    if resume and given:
+        raise InvalidValueError(f"--resume goes on as the run began and takes no {', '.join(given)}", "leave it out")
     if resume and not (output / "recipe.toml").is_file():
         raise RunError(f"{output} is not a training run", "leave --resume out to start one, or check the path")
-    start = output / "recipe.toml" if resume else recipe
-    return (type(default).from_toml(start) if start else default).override(overrides)
+    if init_from is None:
+        start = output / "recipe.toml" if resume else recipe
+        return (type(default).from_toml(start) if start else default).override(overrides)
+    from rnn_edge_export.initial import check_vocabulary, initial_folder
+
+    initial = type(default).from_toml(initial_folder(init_from) / "recipe.toml")
+    # What that run began from is not what this one does.
+    begun = replace(initial, data=replace(initial.data, initial_sha256=""))
+    plan = (type(default).from_toml(recipe) if recipe else begun).override(overrides)
+    check_vocabulary(initial, plan)
+    return replace(plan, data=replace(plan.data, vectors=()))
 
 
-def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool) -> R:
+def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool, initial_sha256: str = "") -> R:
     """The recipe with the hashes of the data in it, by their fields, and a title; ``corpus`` names the training data.
+
+    ``initial_sha256`` is that of the checkpoint that this run starts from.
 
     Raises:
         DataError: a resumed run began with other data.
@@ -77,10 +95,15 @@ def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool) ->
             f"this run began with other data: the SHA-256 differs of {' and of '.join(differing)}",
             "give the same files as before",
         )
+    if resume:
+        return plan
+    if data.initial_sha256 not in ("", initial_sha256):
+        typer.echo("note: the recipe starts from other weights than this run (--init-from)", err=True)
     if data.sha256 not in ("", hashes["sha256"]):  # the recipe was made for other data
-        typer.echo(f"note: {corpus} is not the corpus that the recipe names ({data.title})", err=True)
+        if not initial_sha256:  # going on with another text is what weights to start from are for
+            typer.echo(f"note: {corpus} is not the corpus that the recipe names ({data.title})", err=True)
         plan, data = replace(plan, title=""), DataRecipe()
-    found: dict[str, Any] = {"title": data.title or Path(corpus).name, **hashes}
+    found: dict[str, Any] = {"title": data.title or Path(corpus).name, "initial_sha256": initial_sha256, **hashes}
     return replace(plan, data=replace(data, **found))
 
 

@@ -37,6 +37,7 @@ def translation(
     target_embeddings: Annotated[Path | None, typer.Option(help="The same of the target.")] = None,
     embeddings_encoding: vector_options.Encoding = None,
     recipe: session.RecipeFile = None,
+    init_from: session.InitFrom = None,
     resume: session.Resume = False,
     force: session.Force = False,
     device: session.Device = "auto",
@@ -57,6 +58,7 @@ def translation(
         TranslationRecipe(),
         output,
         recipe=recipe,
+        init_from=init_from,
         resume=resume,
         force=force,
         device=device,
@@ -65,7 +67,7 @@ def translation(
         overrides=overrides,
     )
     given = {"--source-embeddings": source_embeddings, "--target-embeddings": target_embeddings}
-    vector_options.check_files(plan, given, embeddings_encoding, resume=resume)
+    vector_options.check_files(plan, given, embeddings_encoding, resume=resume, init_from=init_from)
     shared = plan.training.tokenizer == "subword" and plan.model.share_embeddings
     two = source_embeddings and target_embeddings and source_embeddings.resolve() != target_embeddings.resolve()
     if shared and two:
@@ -76,6 +78,7 @@ def translation(
     again = ["rnn-edge", "train", "translation", *map(str, pairs), "-o", str(output), "--resume"]
     again += [word for path in valid or () for word in ("--valid", str(path))]
     with workstation():
+        from rnn_edge_export.initial import initial_folder, load_initial
         from rnn_edge_export.run import start_run
         from rnn_edge_export.training import Trainer
         from rnn_edge_export.translation.data import load_pairs
@@ -85,13 +88,21 @@ def translation(
             raise InvalidValueError("a translator trains in one process", "start it without torchrun")
         if not resume:
             start_run(output, force=force)
-        known = run_tokenizers(output) if resume else None
+        initial = load_initial(init_from) if init_from else None
+        origin = initial_folder(init_from) if init_from else output if resume else None
+        known = run_tokenizers(origin) if origin else None
         data = load_pairs(pairs, valid or [], plan.training, encoding, known)
         typer.echo(f"training on {data.filtered}", err=True)
         if data.leaked:
             typer.echo(f"note: {data.leaked:,} validation pairs have a side that training has too", err=True)
         hashes = {"sha256": data.sha256, "valid_sha256": data.valid_sha256}
-        plan = session.claim_data(plan, hashes, " and ".join(map(str, pairs)), resume=resume)
+        plan = session.claim_data(
+            plan,
+            hashes,
+            " and ".join(map(str, pairs)),
+            resume=resume,
+            initial_sha256=initial.sha256 if initial else "",
+        )
         plan = replace(plan, data=replace(plan.data, longest=data.longest))
         vector_files: vector_options.Files = {
             "source": (source_embeddings, data.source_tokenizer),
@@ -99,9 +110,9 @@ def translation(
         }
         if shared:
             vector_files = {"both": (source_embeddings or target_embeddings, data.target_tokenizer)}
-        plan, vectors = vector_options.load(plan, vector_files, embeddings_encoding, resume=resume)
+        plan, vectors = vector_options.load(plan, vector_files, embeddings_encoding, there=origin is not None)
         session.train(
-            lambda: Trainer(TranslationTask(plan, data, vectors), output, device, resume=resume),
+            lambda: Trainer(TranslationTask(plan, data, vectors), output, device, resume=resume, initial=initial),
             threads=threads,
             tensorboard=tensorboard,
             resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
