@@ -1,11 +1,12 @@
 """The command line: a table of commands, each imported when it runs, and the one place where errors are printed."""
 
+import contextlib
 import importlib
 import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -88,7 +89,7 @@ def run(arguments: list[str] | None = None) -> int:
     except typer.Exit as done:
         code = done.exit_code
     except BrokenPipeError:
-        _drop_output()
+        _drop(sys.stdout)
         code = 0
     except OSError as error:
         what = error.filename or "standard output"
@@ -96,6 +97,10 @@ def run(arguments: list[str] | None = None) -> int:
         code = _fail(f"{what}: {error.strerror or error}", hint, 1)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):  # a screen that went away is no failure of the command
+        _drop(sys.stderr)
     return code
 
 
@@ -134,7 +139,7 @@ def _fail(message: str, hint: str, code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        _drop_output()
+        _drop(sys.stdout)
     from rnn_edge.render import visible
 
     # One line each, whatever a file name or a manifest holds.
@@ -143,6 +148,7 @@ def _fail(message: str, hint: str, code: int) -> int:
     return code
 
 
-def _drop_output() -> None:
-    """Point stdout to nowhere, so that the interpreter's own flush at exit stays silent after a closed pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop(stream: TextIO) -> None:
+    """Point a stream to nowhere, so that the interpreter's own flush at exit stays silent after a closed pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
