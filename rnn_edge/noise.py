@@ -77,8 +77,11 @@ def gumbel_noise_of_streams(
     words = philox(
         (group, step & _LOW, step >> _HALF, streams[:, None]), (seed & 0xFFFFFFFF, seed >> 32)
     )  # 4 × [steps, streams, groups]
-    word = np.stack(np.broadcast_arrays(*words), axis=-1).reshape(steps, len(streams), groups * 4)
-    noise = (word[:, :, :vocabulary_size] >> np.uint64(8)).astype(np.float64)
+    noise = np.empty((steps, len(streams), groups, 4))
+    for index, word in enumerate(words):
+        word >>= np.uint64(8)
+        noise[..., index] = word.view(np.int64)  # which NumPy converts faster
+    noise = np.ascontiguousarray(noise.reshape(steps, len(streams), groups * 4)[:, :, :vocabulary_size])
     noise += 0.5
     noise *= 2.0**-24
     for _ in range(2):
@@ -87,19 +90,21 @@ def gumbel_noise_of_streams(
     return noise.astype(np.float32)
 
 
-def philox(
-    counter: tuple[NDArray[np.uint64] | np.uint64, ...], key: tuple[int, int]
-) -> tuple[NDArray[np.uint64] | np.uint64, ...]:
+def philox(counter: tuple[NDArray[np.uint64] | np.uint64, ...], key: tuple[int, int]) -> tuple[NDArray[np.uint64], ...]:
     """Philox4x32-10: four 32-bit words, held in uint64, for each counter of four words (which broadcast)."""
-    c0, c1, c2, c3 = counter
+    c0, c1, c2, c3 = (np.array(word, order="C") for word in np.broadcast_arrays(*counter))
+    product0, product1 = np.empty_like(c0), np.empty_like(c0)
     k0, k1 = key
-    for _ in range(10):
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (product1 >> _HALF) ^ c1 ^ np.uint64(k0),
-            product1 & _LOW,
-            (product0 >> _HALF) ^ c3 ^ np.uint64(k1),
-            product0 & _LOW,
-        )
+    for _ in range(10):  # in place: new arrays would cost more than what is done with them
+        np.multiply(c0, _MULTIPLIERS[0], out=product0)
+        np.multiply(c2, _MULTIPLIERS[1], out=product1)
+        np.right_shift(product1, _HALF, out=c0)
+        c0 ^= c1
+        c0 ^= np.uint64(k0)
+        np.right_shift(product0, _HALF, out=c2)
+        c2 ^= c3
+        c2 ^= np.uint64(k1)
+        np.bitwise_and(product1, _LOW, out=c1)
+        np.bitwise_and(product0, _LOW, out=c3)
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return c0, c1, c2, c3

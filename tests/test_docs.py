@@ -1,6 +1,8 @@
 """The documentation is what the code does: the command reference, the test vectors, and the README's commands."""
 
+import gzip
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -102,6 +104,11 @@ def test_readme_commands_run_to_the_letter(tmp_path: Path) -> None:
     pairs = (ROOT / "tests" / "data" / "pairs.tsv").read_text(encoding="utf-8")
     for name in ("pairs.tsv", "test.tsv"):
         (tmp_path / name).write_text(pairs, encoding="utf-8")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "some.txt").write_text(corpus * 8, encoding="utf-8")
+    keras = (ROOT / "tests" / "data" / "keras" / "sequential.keras.gz").read_bytes()
+    (tmp_path / "model.keras").write_bytes(gzip.decompress(keras))
+    (tmp_path / "words.json").write_text(json.dumps(["<pad>", "\n", "a", "b", "c", "d", "e"]), encoding="utf-8")
     run_console(blocks("console")[1], tmp_path)
     assert (tmp_path / "bundles" / "mine" / "step.onnx").is_file()
     assert (tmp_path / "bundles" / "de" / "decoder.onnx").is_file()
