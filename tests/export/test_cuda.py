@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
 from rnn_edge_export.hardware import resolve_device, resolve_precision
 from rnn_edge_export.language_model.data import Texts, load_corpus
+from rnn_edge_export.language_model.dynamic import DynamicRule, dynamic_loss, gradient_statistics
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
+from rnn_edge_export.language_model.scoring import carried_loss
 from rnn_edge_export.language_model.task import LanguageModelTask
 from rnn_edge_export.onnx_export import export_bundle
 from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
@@ -80,3 +83,24 @@ def test_auto_takes_the_gpu() -> None:
     assert device.type == "cuda"
     expected = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     assert resolve_precision("auto", device) == expected
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_dynamic_evaluation_is_that_of_the_cpu(cell: Literal["lstm", "gru"]) -> None:
+    """In evaluation mode, where cuDNN's recurrent kernels do not differentiate."""
+    torch.manual_seed(2)
+    model = RecurrentLanguageModel(replace(_MODEL, cell=cell), 9).eval()
+    tokens = np.tile(np.arange(9, dtype=np.uint16), 40)
+    found = []
+    for device in ("cpu", "cuda"):
+        statistics = gradient_statistics(model.to(device), tokens, 5)
+        losses = [
+            dynamic_loss(model, tokens, DynamicRule(*rule), roots)
+            for rule, roots in (
+                ((0.1, 0.01, 10), None),
+                ((0.001, 0.01, 10), statistics),
+            )
+        ]
+        found.append([carried_loss(model, tokens), *losses])
+    assert found[0] == pytest.approx(found[1], abs=0.01)  # products on a GPU are rounded to TF32
+    assert found[1][2] < found[1][0] - 0.1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -188,6 +190,17 @@ def test_bad_input(finished: Path, cli_error: CliError) -> None:
     (finished / "a.svg").write_text("mine", encoding="utf-8")
     assert "exists already" in cli_error("plot", run, "-o", finished / "a.svg")[0]
     assert (finished / "a.svg").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_picture_that_cannot_be_written(finished: Path, cli_error: CliError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    error, hint = cli_error("plot", finished / "run", "-o", finished / "a.svg")
+    assert error == f"cannot write {finished / 'a.svg'}: Permission denied"
+    assert "may write to" in hint
+    assert names(finished) == ["corpus.txt", "run"]
 
 
 def test_damaged_and_empty_metrics(finished: Path, cli_error: CliError) -> None:
