@@ -93,7 +93,8 @@ def random_bundle(folder: Path, cell: Cell, hidden: int, layers: int, lowering: 
     from rnn_edge_export.language_model.export import LanguageModelSource
     from rnn_edge_export.language_model.modules import RecurrentLanguageModel
     from rnn_edge_export.onnx_export import export_bundle
-    from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection
+    from rnn_edge_export.recipe import LanguageModelRecipe
+    from rnn_edge_export.recipe_sections import LanguageModelSection
 
     torch.manual_seed(0)
     section = LanguageModelSection(cell=cell, embedding=EMBEDDING, hidden=hidden, layers=layers)

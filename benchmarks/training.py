@@ -28,7 +28,8 @@ from rnn_edge.manifest import Cell
 from rnn_edge.tokenizer import character_tokenizer
 from rnn_edge_export.language_model.data import Corpus, Part
 from rnn_edge_export.language_model.task import LanguageModelTask
-from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import LanguageModelSection, StreamSection
 from rnn_edge_export.training import Trainer
 from rnn_edge_export.training_events import StepEvent, TrainingEvent
 

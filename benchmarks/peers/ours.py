@@ -64,7 +64,8 @@ def language_model_source(network: Network) -> LanguageModelSource:
     from rnn_edge.tokenizer import character_tokenizer
     from rnn_edge_export.language_model.export import LanguageModelSource
     from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-    from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection
+    from rnn_edge_export.recipe import LanguageModelRecipe
+    from rnn_edge_export.recipe_sections import LanguageModelSection
 
     shape = network.shape
     section = LanguageModelSection(

@@ -9,7 +9,7 @@ from benchmarks.common import CHARACTERS, EMBEDDING
 from benchmarks.peers.network import Array, Layer, Network, Shape, Tokens
 from benchmarks.peers.torch_step import ModuleStep, module_example
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.recipe import LanguageModelSection
+from rnn_edge_export.recipe_sections import LanguageModelSection
 
 
 def random_network(shape: Shape) -> Network:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rnn_edge.errors import RunError
-from rnn_edge_export.recipe import ModelSection, Recipe, flag_name
+from rnn_edge_export.recipe import Recipe, flag_name
+from rnn_edge_export.recipe_sections import ModelSection
 from rnn_edge_export.run import BEST, RECIPE, check_run
 
 if TYPE_CHECKING:

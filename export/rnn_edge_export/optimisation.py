@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rnn_edge_export.recipe import OptimisationSection
+from rnn_edge_export.recipe_sections import OptimisationSection
 
 
 def make_optimizer(model: nn.Module, training: OptimisationSection) -> torch.optim.Optimizer:

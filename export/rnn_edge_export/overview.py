@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from rnn_edge.errors import RnnEdgeError
 from rnn_edge.manifest import Task
-from rnn_edge_export.recipe import Recipe, TranslationSection, read_recipe
+from rnn_edge_export.recipe import Recipe, read_recipe
+from rnn_edge_export.recipe_sections import TranslationSection
 from rnn_edge_export.run import BEST, LAST, RECIPE, Metrics, read_metrics
 
 State = Literal["finished", "early stop", "can resume", "no checkpoint"]

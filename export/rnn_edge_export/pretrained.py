@@ -13,7 +13,8 @@ from rnn_edge.errors import DataError
 from rnn_edge.tokenizer import Tokenizer
 from rnn_edge_export.byte_stream import Progress
 from rnn_edge_export.embedding import Embedding
-from rnn_edge_export.recipe import Of, Recipe, VectorFile
+from rnn_edge_export.recipe import Recipe
+from rnn_edge_export.recipe_sections import Of, VectorFile
 from rnn_edge_export.vector_files import read_vectors
 
 R = TypeVar("R", bound=Recipe)

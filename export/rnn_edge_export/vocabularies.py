@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Encoder
 
 from rnn_edge.errors import DataError
 from rnn_edge.tokenizer import Tokenizer, byte_level_alphabet, character_tokenizer
-from rnn_edge_export.recipe import StreamSection
+from rnn_edge_export.recipe_sections import StreamSection
 
 UNKNOWN = "<unk>"
 

@@ -21,13 +21,12 @@ from rnn_edge_export.language_model.export import load_source
 from rnn_edge_export.language_model.task import LanguageModelTask
 from rnn_edge_export.onnx_export import export_bundle
 from rnn_edge_export.parity import Check
-from rnn_edge_export.recipe import (
+from rnn_edge_export.recipe import LanguageModelRecipe, TranslationRecipe
+from rnn_edge_export.recipe_sections import (
     DataRecipe,
-    LanguageModelRecipe,
     LanguageModelSection,
     PairSection,
     StreamSection,
-    TranslationRecipe,
     TranslationSection,
 )
 from rnn_edge_export.run import load_run

@@ -15,7 +15,8 @@ import pytest
 from rnn_edge.cli import run
 from rnn_edge.manifest import Cell, Lowering
 from rnn_edge.tokenizer import character_tokenizer
-from rnn_edge_export.recipe import DataRecipe, LanguageModelRecipe, LanguageModelSection, StreamSection
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import DataRecipe, LanguageModelSection, StreamSection
 
 if TYPE_CHECKING:
     from rnn_edge.bundle import Bundle

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from rnn_edge.errors import RnnEdgeError, RunError
 from rnn_edge_export.checkpoint import Best, Progress, load_checkpoint, module_tensors, restore_module, save_checkpoint
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
-from rnn_edge_export.recipe import LanguageModelSection
+from rnn_edge_export.recipe_sections import LanguageModelSection
 
 _OLD, _NEW = {"a": torch.arange(6.0).view(2, 3)}, {"a": torch.zeros(2, 3)}
 _MODEL = LanguageModelSection(embedding=4, hidden=4, layers=1)

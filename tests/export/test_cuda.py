@@ -18,7 +18,8 @@ from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.language_model.scoring import carried_loss
 from rnn_edge_export.language_model.task import LanguageModelTask
 from rnn_edge_export.onnx_export import export_bundle
-from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import LanguageModelSection, StreamSection
 from rnn_edge_export.training import Trainer
 from rnn_edge_export.training_events import FinishedEvent, StepEvent
 from tests.export.conftest import load_best

@@ -15,7 +15,7 @@ from rnn_edge.text_files import read_text
 from rnn_edge.tokenizer import character_tokenizer
 from rnn_edge_export.language_model import text_source
 from rnn_edge_export.language_model.data import Corpus, Part, Texts, load_corpus, windows, windows_per_epoch
-from rnn_edge_export.recipe import StreamSection
+from rnn_edge_export.recipe_sections import StreamSection
 
 _SMALL = StreamSection(batch_size=2, sequence_length=4)
 

@@ -16,7 +16,8 @@ from rnn_edge.errors import InvalidValueError
 from rnn_edge_export.distributed import World
 from rnn_edge_export.language_model.data import Texts, load_corpus
 from rnn_edge_export.language_model.task import LanguageModelTask
-from rnn_edge_export.recipe import LanguageModelRecipe, StreamSection
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import StreamSection
 
 pytestmark = pytest.mark.slow
 

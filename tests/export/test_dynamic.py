@@ -20,7 +20,7 @@ from rnn_edge_export.language_model import dynamic, scoring
 from rnn_edge_export.language_model.dynamic import DynamicRule, dynamic_loss, gradient_statistics
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.language_model.scoring import carried_loss
-from rnn_edge_export.recipe import LanguageModelSection
+from rnn_edge_export.recipe_sections import LanguageModelSection
 from tests.export.conftest import contents, load_best
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rnn_edge.manifest import Cell
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State
 from rnn_edge_export.layers import parameter_count
-from rnn_edge_export.recipe import LanguageModelSection
+from rnn_edge_export.recipe_sections import LanguageModelSection
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}

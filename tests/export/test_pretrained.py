@@ -28,7 +28,8 @@ from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.language_model.steps import make_step
 from rnn_edge_export.onnx_export import export_bundle
 from rnn_edge_export.pretrained import PretrainedVectors, load_vectors, token_texts
-from rnn_edge_export.recipe import DataRecipe, LanguageModelRecipe, LanguageModelSection, VectorFile
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import DataRecipe, LanguageModelSection, VectorFile
 from rnn_edge_export.training_events import StepEvent, TrainingEvent
 from rnn_edge_export.vocabularies import byte_tokenizer, train_subwords, train_words
 from tests.export.conftest import ALPHABET

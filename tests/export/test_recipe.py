@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rnn_edge.errors import InvalidValueError, RunError
-from rnn_edge_export.recipe import (
-    DataRecipe,
-    LanguageModelRecipe,
-    LanguageModelSection,
-    StreamSection,
-    TranslationRecipe,
-    VectorFile,
-    flag_name,
-    read_recipe,
-)
+from rnn_edge_export.recipe import LanguageModelRecipe, TranslationRecipe, flag_name, read_recipe
+from rnn_edge_export.recipe_sections import DataRecipe, LanguageModelSection, StreamSection, VectorFile
 
 if TYPE_CHECKING:
     from tests.export.conftest import Cli, CliError
@@ -132,6 +124,14 @@ def test_mistakes_are_named(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(RunError) as caught:
         _read(tmp_path, content)
     assert message in caught.value.message
+
+
+def test_a_recipe_without_a_task_is_that_of_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("[model]\nencoder_hidden = 7\n")
+    assert TranslationRecipe.from_toml(path).model.encoder_hidden == 7
+    with pytest.raises(RunError, match=r"model\.encoder_hidden is not a known key"):
+        LanguageModelRecipe.from_toml(path)
 
 
 def test_a_recipe_for_another_task_is_refused(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from rnn_edge_export.layers import NormalisedLayer, run_layer
 from rnn_edge_export.onnx_export import export_bundle
 from rnn_edge_export.optimisation import average_weight, learning_rate, stalls
 from rnn_edge_export.quantisation.quantise import write_unmeasured
-from rnn_edge_export.recipe import DataRecipe, LanguageModelRecipe, LanguageModelSection, StreamSection
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import DataRecipe, LanguageModelSection, StreamSection
 
 if TYPE_CHECKING:
     from tests.export.conftest import MakeTrainer

@@ -11,7 +11,7 @@ from torch import Tensor
 from rnn_edge_export.language_model import scoring
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
-from rnn_edge_export.recipe import LanguageModelSection
+from rnn_edge_export.recipe_sections import LanguageModelSection
 
 _TOKENS = torch.randint(9, (2307,), generator=torch.Generator().manual_seed(3))
 _ARRAY = _TOKENS.numpy().astype(np.uint16)

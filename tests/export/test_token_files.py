@@ -12,7 +12,7 @@ from rnn_edge.tokenizer import character_tokenizer
 from rnn_edge_export.language_model import data, text_source, token_files
 from rnn_edge_export.language_model.data import Texts, load_corpus
 from rnn_edge_export.language_model.token_files import open_tokens, write_tokens
-from rnn_edge_export.recipe import StreamSection
+from rnn_edge_export.recipe_sections import StreamSection
 
 _SMALL = StreamSection(batch_size=2, sequence_length=4, tokenizer="word")
 _ABC = character_tokenizer("abc")

@@ -17,7 +17,7 @@ from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.language_model.scoring import carried_loss, cold_block_loss
 from rnn_edge_export.language_model.task import write_sample
 from rnn_edge_export.optimisation import learning_rate, make_optimizer
-from rnn_edge_export.recipe import LanguageModelSection, StreamSection
+from rnn_edge_export.recipe_sections import LanguageModelSection, StreamSection
 from rnn_edge_export.training import Trainer
 from rnn_edge_export.training_events import FinishedEvent, ValidationEvent
 from tests.export.conftest import load_best

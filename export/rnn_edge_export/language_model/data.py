@@ -19,7 +19,7 @@ from rnn_edge.placement import cache_folder
 from rnn_edge.tokenizer import Tokenizer
 from rnn_edge_export.language_model.text_source import TextSource, survey
 from rnn_edge_export.language_model.token_files import Progress, Tokens, open_tokens, write_tokens
-from rnn_edge_export.recipe import StreamSection
+from rnn_edge_export.recipe_sections import StreamSection
 from rnn_edge_export.vocabularies import train_tokenizer
 
 Window = tuple[Tensor, Tensor]

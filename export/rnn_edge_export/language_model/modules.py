@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rnn_edge_export import layers
 from rnn_edge_export.embedding import Embedding
 from rnn_edge_export.layers import STATE_KINDS, LayerState
-from rnn_edge_export.recipe import LanguageModelSection
+from rnn_edge_export.recipe_sections import LanguageModelSection
 
 State = list[LayerState]
 

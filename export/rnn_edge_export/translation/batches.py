@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnn_edge.text_files import Pair
 from rnn_edge.tokenizer import Tokenizer
-from rnn_edge_export.recipe import PairSection
+from rnn_edge_export.recipe_sections import PairSection
 from rnn_edge_export.translation.subwords import END, START, Segmenter
 
 IGNORE = -100  # PyTorch's mark for targets that do not count

@@ -9,7 +9,7 @@ import numpy as np
 from rnn_edge.errors import DataError
 from rnn_edge.text_files import Pair, read_pairs
 from rnn_edge.tokenizer import Tokenizer
-from rnn_edge_export.recipe import PairSection
+from rnn_edge_export.recipe_sections import PairSection
 from rnn_edge_export.translation.subwords import train_tokenizers
 
 _SHORT = 10  # tokens: ratios of shorter sides say nothing

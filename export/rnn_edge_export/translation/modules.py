@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rnn_edge_export import layers
 from rnn_edge_export.embedding import Embedding
-from rnn_edge_export.recipe import TranslationSection
+from rnn_edge_export.recipe_sections import TranslationSection
 
 # Flat, in the order of ``state_names``: each layer's tensors [B, H], then the readout [B, E] with input feeding.
 State = list[Tensor]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from rnn_edge.tokenizer import Tokenizer
-from rnn_edge_export.recipe import PairSection
+from rnn_edge_export.recipe_sections import PairSection
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 _SEGMENTATIONS = 64  # of a frequent word

@@ -15,7 +15,8 @@ from rnn_edge.tokenizer import Tokenizer
 from rnn_edge.translation import TranslationOptions
 from rnn_edge_export.embedding import Embedding
 from rnn_edge_export.pretrained import PretrainedVectors
-from rnn_edge_export.recipe import Of, TranslationRecipe
+from rnn_edge_export.recipe import TranslationRecipe
+from rnn_edge_export.recipe_sections import Of
 from rnn_edge_export.run import RECIPE, SOURCE_TOKENIZER, TOKENIZER, load_tokenizer
 from rnn_edge_export.task import BatchLoss, Evaluation
 from rnn_edge_export.translation.batches import IGNORE, Batch, PairBatches, pad, special_id

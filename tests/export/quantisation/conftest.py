@@ -9,7 +9,8 @@ import pytest
 
 from rnn_edge.manifest import Cell, Lowering, Manifest
 from rnn_edge.tokenizer import character_tokenizer
-from rnn_edge_export.recipe import DataRecipe, LanguageModelRecipe, LanguageModelSection
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import DataRecipe, LanguageModelSection
 
 # The translators' fixtures, by a name that does not hide that of language models.
 from tests.export.translation.conftest import Combination, pairs, tokenizers  # noqa: F401

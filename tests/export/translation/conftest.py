@@ -13,7 +13,8 @@ import pytest
 from rnn_edge.manifest import AttentionKind, Lowering
 from rnn_edge.text_files import Pair, read_pairs
 from rnn_edge.tokenizer import Tokenizer
-from rnn_edge_export.recipe import DataRecipe, PairSection, TranslationRecipe, TranslationSection
+from rnn_edge_export.recipe import TranslationRecipe
+from rnn_edge_export.recipe_sections import DataRecipe, PairSection, TranslationSection
 from tests.device.tiny import DATA
 
 if TYPE_CHECKING:

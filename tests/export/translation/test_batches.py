@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from rnn_edge.text_files import Pair
 from rnn_edge.tokenizer import Tokenizer
-from rnn_edge_export.recipe import PairSection, TranslationRecipe
+from rnn_edge_export.recipe import TranslationRecipe
+from rnn_edge_export.recipe_sections import PairSection
 from rnn_edge_export.translation.batches import IGNORE, Batch, PairBatches, cut, pad, special_id
 from rnn_edge_export.translation.data import Filtered, PairCorpus
 from rnn_edge_export.translation.subwords import train_tokenizers

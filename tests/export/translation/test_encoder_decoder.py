@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.manifest import AttentionKind
 from rnn_edge_export.layers import parameter_count, reverse
-from rnn_edge_export.recipe import TranslationRecipe, TranslationSection
+from rnn_edge_export.recipe import TranslationRecipe
+from rnn_edge_export.recipe_sections import TranslationSection
 from rnn_edge_export.translation.modules import (
     BahdanauAttention,
     DotAttention,

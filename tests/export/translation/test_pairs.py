@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rnn_edge.errors import DataError, InvalidValueError
 from rnn_edge.text_files import Pair, read_pairs
-from rnn_edge_export.recipe import PairSection
+from rnn_edge_export.recipe_sections import PairSection
 from rnn_edge_export.translation.data import Filtered, load_pairs, split_pairs
 from tests.export.translation.conftest import PAIRS, write_pairs
 

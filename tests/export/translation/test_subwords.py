@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Encoder
 
 from rnn_edge.text_files import Pair
 from rnn_edge.tokenizer import Tokenizer
-from rnn_edge_export.recipe import PairSection
+from rnn_edge_export.recipe_sections import PairSection
 from rnn_edge_export.translation.subwords import END, START, UNKNOWN, Segmenter, _merge, train_tokenizers
 from tests.export.translation.conftest import PAIRS, Kind
 

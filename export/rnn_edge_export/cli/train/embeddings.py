@@ -11,7 +11,8 @@ import typer
 from rnn_edge import render
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.tokenizer import Tokenizer
-from rnn_edge_export.recipe import Of, Recipe
+from rnn_edge_export.recipe import Recipe
+from rnn_edge_export.recipe_sections import Of
 
 if TYPE_CHECKING:
     from rnn_edge_export.pretrained import PretrainedVectors

@@ -9,7 +9,8 @@ from rnn_edge_export.cli import workstation
 from rnn_edge_export.cli.options import recipe_options
 from rnn_edge_export.cli.train import embeddings as vector_options
 from rnn_edge_export.cli.train import session
-from rnn_edge_export.recipe import LanguageModelRecipe, LanguageModelSection, StreamSection
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import LanguageModelSection, StreamSection
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 

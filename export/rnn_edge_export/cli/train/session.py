@@ -14,7 +14,8 @@ import typer
 from rnn_edge.errors import DataError, InvalidValueError, RunError
 from rnn_edge.providers import check_threads
 from rnn_edge_export.cli.tensorboard import TensorBoardLog, check_tensorboard, remove_events
-from rnn_edge_export.recipe import DataRecipe, Recipe, flag_name
+from rnn_edge_export.recipe import Recipe, flag_name
+from rnn_edge_export.recipe_sections import DataRecipe
 
 R = TypeVar("R", bound=Recipe)
 

@@ -12,7 +12,8 @@ from rnn_edge_export.cli import workstation
 from rnn_edge_export.cli.options import recipe_options
 from rnn_edge_export.cli.train import embeddings as vector_options
 from rnn_edge_export.cli.train import session
-from rnn_edge_export.recipe import PairSection, TranslationRecipe, TranslationSection
+from rnn_edge_export.recipe import TranslationRecipe
+from rnn_edge_export.recipe_sections import PairSection, TranslationSection
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
