@@ -70,7 +70,7 @@ def test_a_run_trains_resumes_and_exports(tmp_path: Path, text: str, precision: 
     assert losses[-1] < losses[0]
     trainer = Trainer(LanguageModelTask(plan, corpus), tmp_path / "run", "auto", resume=True)
     assert trainer.device.type == "cuda"
-    assert trainer.progress.step == 50
+    assert trainer.state.progress.step == 50
     finished = list(trainer.run())[-1]
     assert isinstance(finished, FinishedEvent)
     carried = finished.scores[0]

@@ -35,7 +35,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     run = Trainer.run
 
     def spy(self: Trainer[Any, Any]) -> Iterator[TrainingEvent]:
-        both = module_tensors("model", self.model) | module_tensors("average", self.average)
+        both = module_tensors("model", self.state.model) | module_tensors("average", self.state.average)
         found.append({name: tensor.detach().clone() for name, tensor in both.items()})
         return run(self)
 
@@ -250,7 +250,7 @@ def test_it_resumes_as_any_other(finished: Path, cli: Cli) -> None:
         pass
 
     def kill(self: Trainer[Any, Any]) -> Any:
-        if self.progress.step == 20:
+        if self.state.progress.step == 20:
             raise Killed
         return validate(self)
 

@@ -193,7 +193,7 @@ def test_penalties_are_differentiated_and_not_reported(make_trainer: MakeTrainer
     batch = next(plain.task.batches(0, 0))
     recipe = plain.recipe
     assert isinstance(recipe, LanguageModelRecipe)
-    model, device = plain.model.eval(), torch.device("cpu")
+    model, device = plain.state.model.eval(), torch.device("cpu")
     base = plain.task.loss(model, batch, device)
     assert base.objective is base.loss
     features = model.features(batch[0], model.zero_state(batch[0].shape[1]))
@@ -250,7 +250,7 @@ def test_a_resumed_run_is_the_same(make_trainer: MakeTrainer, changes: dict[str,
         if event.step >= first.total_steps // 2:
             first.interrupted = True
     second = make_trainer("parts", resume=True, **settings)
-    assert 0 < second.progress.step < second.total_steps
+    assert 0 < second.state.progress.step < second.total_steps
     list(second.run())
     ends = [load_checkpoint(trainer.directory / "last.safetensors", Progress) for trainer in (whole, second)]
     tensors = [found for found, _ in ends]
@@ -265,16 +265,16 @@ def test_accumulation_is_a_larger_batch(make_trainer: MakeTrainer) -> None:
     still = LanguageModelSection(embedding=6, hidden=12, layers=1, layer_dropout=0.0, output_dropout=0.0)
     settings = {"model": still, "warmup_steps": 0, "optimizer": "sgd", "learning_rate": 1.0, "clip_norm": 1e6}
     one = make_trainer(**settings, accumulation=2)
-    before = {name: parameter.clone() for name, parameter in one.model.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in one.state.model.named_parameters()}
     batches = next(one._remaining_batches())
     assert len(batches) == 2
     other = make_trainer(**settings)
-    total = sum(other.task.loss(other.model.train(), batch, other.device).objective for batch in batches) / 2
+    total = sum(other.task.loss(other.state.model.train(), batch, other.device).objective for batch in batches) / 2
     assert isinstance(total, Tensor)
     total.backward()
     one._step(batches)
-    for name, parameter in one.model.named_parameters():
-        gradient = other.model.get_parameter(name).grad
+    for name, parameter in one.state.model.named_parameters():
+        gradient = other.state.model.get_parameter(name).grad
         assert gradient is not None
         decay = 0.01 * before[name] if parameter.dim() > 1 else 0.0
         assert torch.allclose(parameter, before[name] - gradient - decay, atol=1e-6)
@@ -301,10 +301,10 @@ def test_sgd_anneals_and_nt_asgd_triggers(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(optimizer="sgd", learning_rate=4.0)
     for loss, best in ((3.0, True), (3.1, False), (3.2, False)):
         trainer._note_validation(loss, best=best)
-    assert trainer.progress.annealings == 2
+    assert trainer.state.progress.annealings == 2
     trainer = make_trainer(optimizer="nt-asgd", nonmonotone_interval=2)
     for step, loss in enumerate((3.0, 2.0, 2.5, 1.9, 2.6, 1.0), 1):
-        trainer.progress = replace(trainer.progress, step=step)
+        trainer.state.progress = replace(trainer.state.progress, step=step)
         trainer._note_validation(loss, best=False)
-    assert trainer.progress.averaging_from == 5  # 2.6 is worse than 2.0, the best before the last two
-    assert trainer.progress.losses == (3.0, 2.0, 2.5, 1.9, 2.6)
+    assert trainer.state.progress.averaging_from == 5  # 2.6 is worse than 2.0, the best before the last two
+    assert trainer.state.progress.losses == (3.0, 2.0, 2.5, 1.9, 2.6)

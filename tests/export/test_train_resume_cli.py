@@ -122,7 +122,7 @@ def test_a_disk_that_is_full_while_training(
         return full() if mode == "ab" else opened(self, mode, **options)
 
     def fill(self: Trainer[Any, Any]) -> Any:
-        if self.progress.step == 20:
+        if self.state.progress.step == 20:
             if place == "fsync":
                 monkeypatch.setattr(os, "fsync", full)
             else:

@@ -51,7 +51,7 @@ def test_the_learning_rate_by_hand() -> None:
 
 
 def test_decay_is_for_matrices_alone(make_trainer: MakeTrainer) -> None:
-    model = make_trainer().model
+    model = make_trainer().state.model
     decayed, free = make_optimizer(model, StreamSection(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     assert {p.dim() for p in decayed["params"]} == {2}
@@ -61,29 +61,29 @@ def test_decay_is_for_matrices_alone(make_trainer: MakeTrainer) -> None:
 
 def test_averaged_weights_by_hand(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(average_decay=0.5, epochs=0.5)
-    initial = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    initial = [parameter.detach().clone() for parameter in trainer.state.model.parameters()]
     steps = 12
     history = []
     for index, batch in enumerate(trainer._remaining_batches()):
         trainer._step(batch)
-        history.append([parameter.detach().clone() for parameter in trainer.model.parameters()])
+        history.append([parameter.detach().clone() for parameter in trainer.state.model.parameters()])
         if index + 1 == steps:
             break
     expected = initial
     for index, weights in enumerate(history):
         decay = min(0.5, (2 + index) / (11 + index))
         expected = [decay * old + (1 - decay) * new for old, new in zip(expected, weights, strict=True)]
-    for mean, other in zip(trainer.average.parameters(), expected, strict=True):
+    for mean, other in zip(trainer.state.average.parameters(), expected, strict=True):
         assert torch.allclose(mean, other, atol=1e-6)
     assert min(0.5, 2 / 11) < 0.5 == min(0.5, (2 + 11) / (11 + 11))  # both branches were taken
-    moved = zip(trainer.average.parameters(), trainer.model.parameters(), strict=True)
+    moved = zip(trainer.state.average.parameters(), trainer.state.model.parameters(), strict=True)
     assert any(not torch.equal(mean, parameter) for mean, parameter in moved)
 
 
 def test_without_averaging_the_average_is_the_model(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(average_decay=0.0, epochs=0.3)
     list(trainer.run())
-    for mean, parameter in zip(trainer.average.parameters(), trainer.model.parameters(), strict=True):
+    for mean, parameter in zip(trainer.state.average.parameters(), trainer.state.model.parameters(), strict=True):
         assert torch.equal(mean, parameter)
 
 
@@ -113,8 +113,8 @@ def test_the_best_weights_are_kept_and_scored(make_trainer: MakeTrainer) -> None
     ]
     assert not all(event.best for event in validations)
     assert isinstance(finished, FinishedEvent)
-    assert trainer.progress.best == min(losses)
-    assert finished.best_step == trainer.progress.best_step == validations[losses.index(min(losses))].step
+    assert trainer.state.progress.best == min(losses)
+    assert finished.best_step == trainer.state.progress.best_step == validations[losses.index(min(losses))].step
     _, best = load_checkpoint(trainer.directory / "best.safetensors", Best)
     assert best == Best(finished.best_step, min(losses), None, trainer.parameters)
     source, valid = load_best(trainer.directory), trainer.task.corpus.valid
@@ -125,7 +125,7 @@ def test_the_best_weights_are_kept_and_scored(make_trainer: MakeTrainer) -> None
     ]
     assert {score.split for score in finished.scores} == {"the last 10% of trainer-corpus.txt"}
     assert valid.source == "the last 10% of trainer-corpus.txt"
-    assert trainer.progress.step == trainer.total_steps
+    assert trainer.state.progress.step == trainer.total_steps
 
 
 def test_early_stopping(make_trainer: MakeTrainer) -> None:
@@ -146,18 +146,30 @@ def test_validations_and_samples_do_not_disturb_training(make_trainer: MakeTrain
     seldom = make_trainer(model=model, validation_interval=40, reset_probability=0.2)
     assert sum(isinstance(event, ValidationEvent) for event in seldom.run()) == 2
     assert _losses(often) == _losses(seldom)
-    for mine, other in zip(often.model.parameters(), seldom.model.parameters(), strict=True):
+    for mine, other in zip(often.state.model.parameters(), seldom.state.model.parameters(), strict=True):
         assert torch.equal(mine, other)
 
 
 def test_samples_repeat_by_their_seed_alone(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     before = torch.get_rng_state()
-    one = write_sample(trainer.average, trainer.task.corpus, seed=4)
+    one = write_sample(trainer.state.average, trainer.task.corpus, seed=4)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
-    assert write_sample(trainer.average, trainer.task.corpus, seed=4) == one
-    assert write_sample(trainer.average, trainer.task.corpus, seed=5) != one
+    assert write_sample(trainer.state.average, trainer.task.corpus, seed=4) == one
+    assert write_sample(trainer.state.average, trainer.task.corpus, seed=5) != one
+
+
+def test_samples_of_words_never_hold_the_unknown_word(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(tokenizer="word", minimum_count=2)
+    unknown = trainer.task.corpus.tokenizer.id_of("<unk>")
+    assert unknown is not None
+    bias = trainer.state.average.output.bias
+    with torch.no_grad():
+        bias.zero_()[unknown] = 100
+    text = write_sample(trainer.state.average, trainer.task.corpus, seed=4)
+    assert text
+    assert "<unk>" not in text
 
 
 def test_the_seed_decides_everything(make_trainer: MakeTrainer) -> None:
@@ -208,7 +220,7 @@ def test_every_epoch_starts_elsewhere_from_a_zero_state(
     monkeypatch.setattr(RecurrentLanguageModel, "features", watch)
     trainer = make_trainer(epochs=2.0)
     list(trainer.run())
-    assert trainer.progress.step == 84
+    assert trainer.state.progress.step == 84
     assert zero == ([True] + [False] * 41) * 2
     assert not torch.equal(windows[0], windows[42])
 
@@ -233,6 +245,6 @@ def test_bf16_keeps_weights_in_fp32(make_trainer: MakeTrainer) -> None:
     list(trainer.run())
     exact = make_trainer(precision="fp32", epochs=0.3)
     list(exact.run())
-    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.state.model.parameters()} == {torch.float32}
     assert _losses(trainer) == pytest.approx(_losses(exact), abs=0.05)
     assert _losses(trainer) != _losses(exact)

@@ -16,6 +16,7 @@ from rnn_edge_export.optimisation import learning_rate
 from rnn_edge_export.run import load_run
 from rnn_edge_export.training import Trainer
 from rnn_edge_export.training_events import FinishedEvent, StepEvent, ValidationEvent
+from rnn_edge_export.training_state import TrainingState
 from tests.export.conftest import load_best
 
 if TYPE_CHECKING:
@@ -94,15 +95,15 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer("broken", validation_interval=20)
-    update = Trainer._update_average
+    update = TrainingState.update_average
 
-    def poison(self: Trainer[Any, Any]) -> None:
+    def poison(self: TrainingState[Any]) -> None:
         update(self)
         if self.progress.step == 33:
             with torch.no_grad():
                 self.model.output.bias[0] = math.nan
 
-    monkeypatch.setattr(Trainer, "_update_average", poison)
+    monkeypatch.setattr(TrainingState, "update_average", poison)
     with pytest.raises(RunError, match="the loss is nan at step 40") as caught:
         list(trainer.run())
     assert "--learning-rate" in caught.value.hint
@@ -111,7 +112,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert all(tensor.isfinite().all() for tensor in load_best(trainer.directory).model.parameters())
     assert [line["step"] for line in _lines(trainer)] == [10, 20, 20, 30]  # no NaN: it would not be JSON
-    monkeypatch.setattr(Trainer, "_update_average", update)
+    monkeypatch.setattr(TrainingState, "update_average", update)
     list(make_trainer("broken", resume=True, validation_interval=20).run())  # and it goes on from there
     assert [line["step"] for line in _lines(trainer)] == [10, 20, 20, 30, 40, 40, 42, 42, 42]
 
@@ -120,15 +121,15 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
 def test_an_average_that_is_no_number_is_never_kept(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    update = Trainer._update_average
+    update = TrainingState.update_average
 
-    def poison(self: Trainer[Any, Any]) -> None:
+    def poison(self: TrainingState[Any]) -> None:
         if self.progress.step == step:
             with torch.no_grad():
                 self.model.output.bias[0] = math.inf
         update(self)
 
-    monkeypatch.setattr(Trainer, "_update_average", poison)
+    monkeypatch.setattr(TrainingState, "update_average", poison)
     trainer = make_trainer(validation_interval=20)
     with pytest.raises(RunError, match="the loss is"):
         list(trainer.run())

@@ -44,8 +44,8 @@ class TrainingScreen:
         self._print(f"{trainer.parameters:,} parameters")
         where = f"{trainer.device.type} in {trainer.precision}"
         self._print(f"{trainer.total_steps:,} steps on {where}; run in {escape(str(trainer.directory))}")
-        if trainer.progress.step:
-            self._print(f"resuming at step {trainer.progress.step:,}")
+        if trainer.state.progress.step:
+            self._print(f"resuming at step {trainer.state.progress.step:,}")
         self._bar.start()
         return self
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.manifest import Metric
-from rnn_edge.sampling import Sampler, SamplingOptions
+from rnn_edge.sampling import Sampler, SamplingOptions, bar
 from rnn_edge_export.distributed import World
 from rnn_edge_export.language_model.data import Corpus, Window, random_lengths, windows, windows_per_epoch
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel, State, detach
@@ -20,6 +20,7 @@ from rnn_edge_export.pretrained import PretrainedVectors
 from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.run import TOKENIZER
 from rnn_edge_export.task import BatchLoss, Evaluation
+from rnn_edge_export.vocabularies import UNKNOWN
 
 _SAMPLE_TOKENS = 200
 
@@ -160,9 +161,11 @@ def write_sample(model: RecurrentLanguageModel, corpus: Corpus, *, seed: int) ->
     sampler = Sampler(SamplingOptions(temperature=0.8), corpus.tokenizer.vocabulary_size, seed=seed)
     device = model.output.weight.device
     token, state = int(corpus.valid.tokens[0]), model.zero_state(1)
+    unknown = corpus.tokenizer.id_of(UNKNOWN)
     ids: list[int] = []
     for _ in range(_SAMPLE_TOKENS):
         logits, state = model(torch.tensor([[token]], device=device), state)
-        token = sampler.choose(logits[0, 0].float().cpu().numpy())
+        scores = logits[0, 0].float().cpu().numpy()
+        token = sampler.choose(scores if unknown is None else bar(scores, unknown))
         ids.append(token)
     return corpus.tokenizer.decode(ids)

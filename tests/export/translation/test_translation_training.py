@@ -80,7 +80,7 @@ def test_numbers_are_learned(
     assert score.value > 90
     held = [source for source, _ in trainer.task.corpus.valid]
     right = dict(numbers)
-    found = translate_greedily(trainer.average, held, trainer.task._tokenizers)
+    found = translate_greedily(trainer.state.average, held, trainer.task._tokenizers)
     assert sum(text == right[source] for source, text in zip(held, found, strict=True)) > 0.8 * len(held)
 
 
@@ -92,7 +92,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[TranslationTra
         train = trainer._step
 
         def watched(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, float]:
-            trainer.interrupted = trainer.progress.step == step
+            trainer.interrupted = trainer.state.progress.step == step
             return train(batches)
 
         monkeypatch.setattr(trainer, "_step", watched)
@@ -117,7 +117,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(
     whole = make_trainer("whole", **changes)
     events = list(whole.run())
     assert 30 < whole.total_steps < 40
-    assert whole.progress.epoch >= 1  # the border of an epoch is crossed
+    assert whole.state.progress.epoch >= 1  # the border of an epoch is crossed
     assert [event.step for event in _validations(events)] == [10, 20, 30, whole.total_steps]
     for stops in ((1,), (20,), (13, 14, 27)):
         run = "-".join(map(str, stops))
@@ -131,7 +131,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(
             assert not last.recorded
             assert "finished" not in {line["kind"] for line in _lines(part.directory)}
         resumed = make_trainer(run, resume=True, **changes)
-        assert resumed.progress.step == stops[-1]
+        assert resumed.state.progress.step == stops[-1]
         list(resumed.run())
         _assert_same_run(resumed.directory, whole.directory)
 
@@ -152,7 +152,7 @@ def test_validating_does_not_disturb_training(make_trainer: MakeTrainer) -> None
     assert len(_validations(list(often.run()))) > 10
     seldom = make_trainer(model=_ALL_RANDOM, epochs=0.5, validation_interval=100)
     assert len(_validations(list(seldom.run()))) == 1
-    for mine, other in zip(often.model.parameters(), seldom.model.parameters(), strict=True):
+    for mine, other in zip(often.state.model.parameters(), seldom.state.model.parameters(), strict=True):
         assert torch.equal(mine, other)
 
 
@@ -161,14 +161,14 @@ def test_validating_does_not_disturb_training(make_trainer: MakeTrainer) -> None
 def test_the_loss_by_hand(make_trainer: MakeTrainer, smoothing: float) -> None:
     trainer = make_trainer(label_smoothing=smoothing, tokenizer="subword", vocabulary_size=300)
     batch = next(batch for batch in trainer.task.batches(0, 0) if (batch.targets == IGNORE).any())
-    logits = trainer.model(batch.source, batch.lengths, batch.inputs).double()
+    logits = trainer.state.model(batch.source, batch.lengths, batch.inputs).double()
     size = logits.shape[2]
     losses = []
     for step, column in (batch.targets != IGNORE).nonzero().tolist():
         expected = torch.full((size,), smoothing / size, dtype=torch.float64)
         expected[batch.targets[step, column]] += 1 - smoothing
         losses.append(-(expected * logits[step, column].log_softmax(dim=0)).sum().item())
-    found = trainer.task.loss(trainer.model, batch, torch.device("cpu"))
+    found = trainer.task.loss(trainer.state.model, batch, torch.device("cpu"))
     assert found.loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     assert found.tokens == batch.source.numel() + batch.targets.numel()
 
@@ -221,13 +221,13 @@ def test_a_validation_has_bleu_and_samples(make_trainer: MakeTrainer) -> None:
     assert shown[0] != shown[1]  # other ones each time
     # The last is of the averaged weights as they are now.
     sources, references = [source for source, _ in valid], [target for _, target in valid]
-    translations = translate_greedily(trainer.average, sources, trainer.task._tokenizers)
+    translations = translate_greedily(trainer.state.average, sources, trainer.task._tokenizers)
     assert events[-1].bleu == bleu(translations, references).value
     for line in events[-1].sample.splitlines():
         source, _, translation = line.partition(" → ")
         assert translations[sources.index(source)] == translation
-    found = trainer.task.evaluate(trainer.average, events[-1].step)
-    assert found.loss == events[-1].loss == reference_loss(trainer.average, valid, trainer.task._tokenizers)
+    found = trainer.task.evaluate(trainer.state.average, events[-1].step)
+    assert found.loss == events[-1].loss == reference_loss(trainer.state.average, valid, trainer.task._tokenizers)
     assert found.sample == events[-1].sample
     records = [line for line in _lines(trainer.directory) if line["kind"] == "validation"]
     assert [record["bleu"] for record in records] == [event.bleu for event in events]
@@ -311,7 +311,7 @@ def test_the_scores_are_those_of_the_best_weights(make_trainer: MakeTrainer) -> 
     for event in trainer.run():
         events.append(event)
         if isinstance(event, ValidationEvent) and event.step == 10:
-            for parameter in trainer.model.parameters():
+            for parameter in trainer.state.model.parameters():
                 parameter.data.mul_(20)  # from here on it is worse
     finished = events[-1]
     assert isinstance(finished, FinishedEvent)
@@ -349,8 +349,8 @@ def test_vocabularies_of_equal_size_share_nothing(make_trainer: MakeTrainer) -> 
     """Words of one language are not those of the other; a joint vocabulary is one."""
     words, subwords = make_trainer(), make_trainer(tokenizer="subword", vocabulary_size=300)
     assert len({tokenizer.vocabulary_size for tokenizer in words.task._tokenizers}) == 1
-    assert words.model.source_embedding is not words.model.target_embedding
-    assert subwords.model.source_embedding is subwords.model.target_embedding
+    assert words.state.model.source_embedding is not words.state.model.target_embedding
+    assert subwords.state.model.source_embedding is subwords.state.model.target_embedding
 
 
 def test_a_tokenizer_of_a_run_that_was_replaced_is_not_used(make_trainer: MakeTrainer) -> None:
@@ -370,7 +370,7 @@ def test_bf16_keeps_weights_in_fp32(make_trainer: MakeTrainer) -> None:
     for precision in ("bf16", "fp32"):
         trainer = make_trainer(model=replace(PLAIN, input_feeding=True), precision=precision, epochs=0.5)
         losses.append([line["loss"] for line in _lines_of(trainer)])
-        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+        assert {parameter.dtype for parameter in trainer.state.model.parameters()} == {torch.float32}
     assert losses[0] == pytest.approx(losses[1], abs=0.1)
     assert losses[0] != losses[1]
 

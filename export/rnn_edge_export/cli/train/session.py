@@ -128,10 +128,10 @@ def train(
     screen = TrainingScreen(trainer) if trainer.world.leads else None
     consumers: list[TrainingScreen | TensorBoardLog] = [screen] if screen else []
     if trainer.world.leads:
-        if not trainer.progress.step:
+        if not trainer.state.progress.step:
             remove_events(trainer.directory)
         if tensorboard:
-            consumers.append(TensorBoardLog(trainer.directory, trainer.progress.step))
+            consumers.append(TensorBoardLog(trainer.directory, trainer.state.progress.step))
     try:
         with _interrupts(trainer), ExitStack() as stack:
             for consumer in consumers:
