@@ -108,7 +108,7 @@ def unpack(path: Path, output: Path, *, force: bool = False) -> Bundle:
 
 
 def cached(path: Path, cache: Path) -> Path:
-    """The folder of an archive's bundle, unpacked below ``cache`` unless it stands there under the archive's SHA-256."""
+    """The folder of an archive's bundle: below ``cache`` under the archive's SHA-256, unpacked if it is not there."""
     with _open(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     target = cache / "archives" / digest
@@ -123,7 +123,7 @@ def cached(path: Path, cache: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[io.BufferedReader]:
     try:
         with path.open("rb") as file:
             yield file
@@ -194,8 +194,6 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, Iterat
                     raise BundleError(f"{path} holds {member.name!r}, which is not a plain file", _MEND)
                 yield *_split(path, member.name), member.size, _content(path, stream, member.size)
             raise BundleError(f"{path} holds more than {_MOST_FILES:,} files", _MEND)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BundleError(f"{path} is truncated or damaged: {error}", _MEND) from error
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is no archive of a bundle: {error}", _MEND) from error
 
@@ -222,15 +220,22 @@ def _content(path: Path, stream: gzip.GzipFile, size: int) -> Iterator[bytes]:
 
 
 def _exactly(path: Path, stream: gzip.GzipFile, size: int) -> bytes:
-    content = stream.read(size)
+    content = _read(path, stream, size)
     if len(content) != size:
         raise BundleError(f"{path} is truncated", _MEND)
     return content
 
 
+def _read(path: Path, stream: gzip.GzipFile, size: int) -> bytes:
+    try:
+        return stream.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BundleError(f"{path} is truncated or damaged: {error}", _MEND) from error
+
+
 def _check_end(path: Path, stream: gzip.GzipFile) -> None:
-    end = stream.read(_LONGEST_END)  # to the end of the stream, where gzip's own sum is checked
-    if end.strip(b"\0") or stream.read(1):
+    end = _read(path, stream, _LONGEST_END)  # to the end of the stream, where gzip's own sum is checked
+    if end.strip(b"\0") or _read(path, stream, 1):
         raise BundleError(f"{path} goes on behind its end", _MEND)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from rnn_edge.bundle import Bundle
 from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.errors import RnnEdgeError
-from rnn_edge.manifest import GoldenTranscript, GoldenTranslation
+from rnn_edge.manifest import GoldenTranscript, GoldenTranslation, Manifest
 from rnn_edge.onnx_file import summarise
 from rnn_edge.providers import Device
 from rnn_edge.state import load_state, save_state
@@ -41,6 +42,7 @@ class Replay:
     steps: int
     explained: int
     unexplained: tuple[int, ...]
+    seconds: float
 
 
 def verify(bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> Iterator[Finding]:
@@ -63,12 +65,15 @@ def verify(bundle: Bundle, *, device: Device = "auto", threads: int | None = Non
 def _language_model(bundle: Bundle, device: Device, threads: int | None) -> Iterator[Finding]:
     graph = StepGraph(bundle, device=device, threads=threads)
     yield _graph(bundle, "step", graph.device)
+    replays = []
     for transcript in bundle.manifest.golden:
-        yield _golden(f"golden {transcript.kind}", replay(graph.stepper(), transcript))
-    if not bundle.manifest.golden:
+        replays.append(replay(graph.stepper(), transcript))
+        yield _golden(f"golden {transcript.kind}", replays[-1])
+    if not replays:
         yield Finding("golden transcript", False, "the manifest has none; export the bundle again")
-    yield _resumption(graph)
+    yield _resumption(resumption_difference(graph))
     yield _batches(graph)
+    yield from _timing(replays)
 
 
 def _translator(bundle: Bundle, tokenizer: Tokenizer, device: Device, threads: int | None) -> Iterator[Finding]:
@@ -84,13 +89,18 @@ def _translator(bundle: Bundle, tokenizer: Tokenizer, device: Device, threads: i
     replays = [replay(graphs.stepper(graphs.encode([golden.source])), golden) for golden in goldens]
     steps, explained = sum(item.steps for item in replays), sum(item.explained for item in replays)
     unexplained = tuple(step for item in replays for step in item.unexplained)
-    yield _golden(f"golden translations ({len(goldens)})", Replay(steps, explained, unexplained))
+    seconds = sum(item.seconds for item in replays)
+    yield _golden(f"golden translations ({len(goldens)})", Replay(steps, explained, unexplained, seconds))
     if not goldens:
         yield Finding("golden translations", False, "the manifest has none; export the bundle again")
         return
+    longest = max(goldens, key=lambda golden: len(golden.tokens))
+    memory = graphs.encode([longest.source])
+    yield _resumption(_resumed(lambda: graphs.stepper(memory), longest.tokens, bundle.manifest))
     worst = batch_difference(graphs, [golden.source for golden in goldens], goldens[0].tokens)
     detail = f"{len(goldens)} sources at once and each alone differ by {worst:.1e}, allowed are {_BATCH_TOLERANCE:.0e}"
     yield Finding("batches", worst <= _BATCH_TOLERANCE, detail)
+    yield from _timing(replays)
 
 
 def batch_difference(
@@ -128,7 +138,7 @@ def replay(stepper: Stepper, transcript: GoldenTranscript | GoldenTranslation) -
 
     Another id is explained only where the recorded margin is below the recorded tolerance.
     """
-    explained, unexplained = 0, []
+    explained, unexplained, started = 0, [], perf_counter()
     for step, (token, best, margin) in enumerate(
         zip(transcript.tokens, transcript.best, transcript.margins, strict=True)
     ):
@@ -137,7 +147,7 @@ def replay(stepper: Stepper, transcript: GoldenTranscript | GoldenTranslation) -
                 explained += 1
             else:
                 unexplained.append(step)
-    return Replay(len(transcript.tokens), explained, tuple(unexplained))
+    return Replay(len(transcript.tokens), explained, tuple(unexplained), perf_counter() - started)
 
 
 def _golden(name: str, result: Replay) -> Finding:
@@ -149,19 +159,31 @@ def _golden(name: str, result: Replay) -> Finding:
 
 def resumption_difference(graph: StepGraph) -> float:
     """Stop in mid-stream, save, load and go on: the largest difference in logits to a stream that never stopped."""
-    tokens = _tokens(graph, 32)
-    expected = graph.stepper().feed(tokens).copy()
-    stopped, resumed = graph.stepper(), graph.stepper()
-    stopped.feed(tokens[:16])
+    return _resumed(graph.stepper, _tokens(graph, 32), graph.manifest)
+
+
+def _resumed(make: Callable[[], Stepper], tokens: Sequence[int], manifest: Manifest) -> float:
+    middle = len(tokens) // 2
+    expected = make().feed(tokens).copy()
+    stopped, resumed = make(), make()
+    stopped.feed(tokens[:middle])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
-        save_state(path, stopped.state(), graph.manifest)
-        resumed.load(load_state(path, graph.manifest))
-    return float(np.abs(resumed.feed(tokens[16:]) - expected).max())
+        save_state(path, stopped.state(), manifest)
+        resumed.load(load_state(path, manifest))
+    return float(np.abs(resumed.feed(tokens[middle:]) - expected).max())
 
 
-def _resumption(graph: StepGraph) -> Finding:
-    difference = resumption_difference(graph)
+def _timing(replays: Sequence[Replay]) -> Iterator[Finding]:
+    """How fast the transcripts went; it never fails, since speed proves nothing."""
+    steps, seconds = sum(item.steps for item in replays), sum(item.seconds for item in replays)
+    if steps and seconds:
+        yield Finding(
+            "timing", True, f"{steps} steps, {seconds / steps * 1e6:,.0f} µs each: {steps / seconds:,.0f} a second"
+        )
+
+
+def _resumption(difference: float) -> Finding:
     detail = "bit for bit the same" if difference == 0 else f"differs by {difference:.1e}"
     return Finding("state saved and loaded", difference == 0, detail)
 

@@ -19,7 +19,8 @@ def verify(
     """Prove that this device computes the same.
 
     Checks hashes and graph, replays the golden transcript that the exporting machine recorded, saves and loads the
-    state, and compares a batch with its rows. Exit code 1 if something differs that the recorded margins do not explain.
+    state, and compares a batch with its rows. Exit code 1 if something differs and the recorded margins do not explain
+    it.
     """
     import json
     from dataclasses import asdict

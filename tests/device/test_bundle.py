@@ -53,7 +53,7 @@ def test_missing_lists_those_that_exist(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json"):
         open_bundle(tmp_path)
-    with pytest.raises(BundleError, match="is not a bundle"):
+    with pytest.raises(BundleError, match="neither a bundle's folder nor an archive of one"):
         open_bundle(LSTM / "step.onnx")
 
 

@@ -61,8 +61,19 @@ def test_show_the_recipe(cli: Cli) -> None:
 
 def test_verify(cli: Cli) -> None:
     code, out, err = cli("verify", "lstm", "--device", "cpu")
-    assert (code, err) == (0, "")
-    for check in ("files", "tokenizer", "graph", "golden greedy", "golden text", "state saved and loaded", "batches"):
+    assert code == 0
+    assert err.startswith("all 8 checks passed · 0 explained differences · ")
+    checks = (
+        "files",
+        "tokenizer",
+        "graph",
+        "golden greedy",
+        "golden text",
+        "state saved and loaded",
+        "batches",
+        "timing",
+    )
+    for check in checks:
         (line,) = (line for line in out.splitlines() if line.startswith(check + " "))
         assert "passed" in line
 
@@ -80,9 +91,10 @@ def test_verify_as_json_and_its_exit_code(cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("verify", str(tmp_path / "liar"), "--json")
     assert (code, err) == (1, "")
     assert [line["name"] for line in map(json.loads, out.splitlines()) if not line["passed"]] == ["golden greedy"]
-    code, out, _ = cli("verify", str(tmp_path / "liar"))
+    code, out, err = cli("verify", str(tmp_path / "liar"))
     assert code == 1
     assert "FAILED" in out
+    assert err.startswith("1 of 8 checks FAILED")
 
 
 def test_version(cli: Cli) -> None:

@@ -40,6 +40,7 @@ def test_tiny_bundles_pass(path: Path) -> None:
         "golden text",
         "state saved and loaded",
         "batches",
+        "timing",
     ]
     assert all(finding.passed for finding in found.values())
     assert "128 steps, 0 explained differences, 0 unexplained" in found["golden greedy"].detail

@@ -1,0 +1,59 @@
+"""The wheel of the device side, and pinned requirements."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from rnn_edge.device_install import device_wheel, requirements
+from rnn_edge.errors import MissingDependencyError
+from tests.device.tiny import GRU
+
+
+def test_requirements_are_the_installed_versions_of_all_that_is_imported() -> None:
+    pins = dict(line.split("==") for line in requirements())
+    for name in ("numpy", "tokenizers", "typer", "rich", "safetensors", "sentencex", "onnxruntime"):
+        assert pins[name] == metadata.version(name)
+    assert "markdown-it-py" in pins  # what rich needs
+    assert not {"torch", "onnx", "pytest", "rnn-edge"} & set(pins)
+    assert list(pins) == sorted(pins)
+
+
+def test_the_runtime_for_gpus_has_the_installed_runtime_s_version() -> None:
+    pins = dict(line.split("==") for line in requirements("onnxruntime-gpu"))
+    assert pins["onnxruntime-gpu"] == metadata.version("onnxruntime")
+    assert "onnxruntime" not in pins
+
+
+def test_what_is_not_installed_is_named() -> None:
+    with pytest.raises(MissingDependencyError, match="no-such-runtime is not installed here"):
+        requirements("no-such-runtime")
+
+
+def test_the_wheel_has_the_device_side_alone_and_is_reproducible() -> None:
+    name, content = device_wheel()
+    assert (name, content) == device_wheel()
+    names = zipfile.ZipFile(BytesIO(content)).namelist()
+    assert "rnn_edge/stepper.py" in names
+    assert {part.split("/")[0] for part in names} == {"rnn_edge", f"rnn_edge-{metadata.version('rnn-edge')}.dist-info"}
+    assert not any("models/" in part or "__pycache__" in part for part in names)
+
+
+def test_pip_installs_the_wheel_and_it_runs(tmp_path: Path) -> None:
+    name, content = device_wheel()
+    (tmp_path / name).write_bytes(content)
+    target = tmp_path / "target"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*pip, str(tmp_path / name)], check=True, stdin=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    where = [sys.executable, "-c", "import rnn_edge; print(rnn_edge.__file__)"]
+    found = subprocess.run(where, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).is_relative_to(target)
+    verify = [sys.executable, "-m", "rnn_edge", "verify", str(GRU), "--device", "cpu"]
+    done = subprocess.run(verify, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "FAILED" in done.stdout) == (0, False), done.stderr
