@@ -55,5 +55,9 @@ class MissingDependencyError(RnnEdgeError, ImportError):
     """An optional package is needed and not installed."""
 
 
+class DeployError(RnnEdgeError):
+    """A device cannot be reached, or does not take what is deployed to it."""
+
+
 class DeviceError(RnnEdgeError):
     """The device that was asked for cannot be used."""

@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "rnn_edge.cli.verify",
     "pack": "rnn_edge.cli.pack",
     "unpack": "rnn_edge.cli.unpack",
+    "deploy": "rnn_edge.cli.deploy",
     "doctor": "rnn_edge.cli.doctor",
     "train": "rnn_edge_export.cli.train",
     "runs": "rnn_edge_export.cli.runs",

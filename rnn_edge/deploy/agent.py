@@ -1,0 +1,371 @@
+"""What runs on the device while it is deployed to: sent there as text, so this file is the standard library's alone.
+
+One JSON object a line comes in, ``{"do": name, …}``, and one goes out, ``{"ok": …}`` or ``{"error": …, "hint": …}``. When
+the input ends, it ends, and with it its lock. On the device everything is below one folder::
+
+    objects/SHA256          files, each once, under their own hash; SHA256.part while they come in
+    environments/ID/        virtual environments, each for one set of packages; complete with .ready
+    releases/ID/            models/NAME, bundle → models/NAME, rnn-edge → the environment's program, release.json
+    current → releases/ID   changed by one rename
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+HELLO = "rnn-edge agent"
+_READY, _INFORMATION = ".ready", "release.json"
+_LONGEST = 1800  # seconds of a program: a slow device that installs packages
+
+
+class AgentError(Exception):
+    """What stands in the way on this device, and the mend."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+class Agent:
+    """The operations, each safe to repeat: whatever ends in the middle is begun anew, and ``current`` stays."""
+
+    def __init__(self) -> None:
+        base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")  # noqa: PTH111
+        self.root = Path(base) / "rnn-edge"
+        self.objects, self.environments = self.root / "objects", self.root / "environments"
+        self.releases, self.current = self.root / "releases", self.root / "current"
+        self.lock: TextIO | None = None
+
+    def look(self, objects: dict[str, int], environment: str, digest: str) -> dict[str, Any]:
+        """Facts of the device; which of the objects (hash → size) it has; nothing is changed."""
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
+        parts = {sha: self._object(sha, ".part") for sha in objects}
+        return {
+            "python": platform.python_version(),
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "libc": list(platform.libc_ver()),
+            "cores": os.cpu_count() or 1,
+            "memory": _available_memory(),
+            "disk": shutil.disk_usage(there).free,
+            "root": str(self.root),
+            "have": [sha for sha in objects if self._object(sha).is_file() and _sha256(self._object(sha)) == sha],
+            "parts": [sha for sha, part in parts.items() if part.is_file() and part.stat().st_size < objects[sha]],
+            "environment": bool(environment) and (self.environments / environment / _READY).is_file(),
+            "same": self._running(digest, environment),
+            "current": self._current_name(),
+        }
+
+    def begin(self, room: int) -> None:
+        """Take the lock, which ends with this process, and make the folders.
+
+        Raises:
+            Failure: another deployment is at work, or less than ``room`` bytes are free.
+        """
+        for folder in (self.objects, self.environments, self.releases):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.root / "lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AgentError("another deployment is at work there", "wait until it is done, then try again") from error
+        free = shutil.disk_usage(self.root).free
+        if free < room:
+            raise AgentError(
+                f"{_megabytes(free)} are free in {self.root}, needed are {_megabytes(room)}", "make room there"
+            )
+        for release in self.releases.glob("*.part"):
+            shutil.rmtree(release)
+
+    def prepare(self, objects: dict[str, int]) -> None:
+        """Take away what an upload cannot go on from: objects that changed, parts that are too long."""
+        for sha, size in objects.items():
+            self._object(sha).unlink(missing_ok=True)
+            part = self._object(sha, ".part")
+            if part.is_file() and part.stat().st_size >= size:
+                part.unlink()
+
+    def accept(self, objects: dict[str, int]) -> None:
+        """Check what came in, and give it its name.
+
+        Raises:
+            Failure: other bytes arrived, and were removed.
+        """
+        for sha, size in objects.items():
+            part = self._object(sha, ".part")
+            if not part.is_file() or part.stat().st_size != size or _sha256(part) != sha:
+                part.unlink(missing_ok=True)
+                raise AgentError(
+                    "a file arrived changed", "run it again; if it recurs, check the device's disk and memory"
+                )
+            _sync(part)
+            part.rename(self._object(sha))
+
+    def install(self, environment: str, requirements: list[str], files: dict[str, str], offline: bool) -> None:
+        """Make a virtual environment: these requirements, and wheels (name → object), the first of which is ours.
+
+        Raises:
+            Failure: no venv, no index, no wheels for this device, or what pip says.
+        """
+        folder = self.environments / environment
+        shutil.rmtree(folder, ignore_errors=True)
+        if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise AgentError(
+                "its Python cannot make virtual environments", f"there: sudo apt install python{version}-venv"
+            )
+        made = _run([sys.executable, "-m", "venv", str(folder)])
+        if made.returncode:
+            raise AgentError(
+                f"no virtual environment can be made: {_last(made)}", "there: sudo apt install python3-venv"
+            )
+        wheels = folder / "wheels"
+        wheels.mkdir()
+        for name, sha in files.items():
+            _link(self._object(sha), wheels / name)
+        (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements))
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # The requirements are all of them, so pip looks for no others.
+        pip += ["--no-input", "--no-deps", "-r", str(folder / "requirements.txt")]
+        pip += ["--no-index", "--find-links", str(wheels)] if offline else []
+        done = _run([*pip, str(wheels / next(iter(files)))])
+        if done.returncode:
+            raise _pip_failure(done.stderr)
+        tried = _run([str(folder / "bin" / "rnn-edge"), "--version"])
+        if tried.returncode:
+            raise AgentError(f"what was installed does not start: {_last(tried)}", "run it again")
+        shutil.rmtree(wheels)
+        (folder / _READY).touch()
+        _sync(folder)
+
+    def release(self, name: str, bundle: str, files: dict[str, str], information: dict[str, Any]) -> None:
+        """Make a release of a bundle's files (name → object), beside those that are there."""
+        folder = self.releases / f"{name}.part"
+        model = folder / "models" / bundle
+        for file, sha in files.items():
+            (model / file).parent.mkdir(parents=True, exist_ok=True)
+            _link(self._object(sha), model / file)
+        (folder / "bundle").symlink_to(f"models/{bundle}")
+        (folder / "rnn-edge").symlink_to(self.environments / information["environment"] / "bin" / "rnn-edge")
+        _write(folder / _INFORMATION, json.dumps({**information, "bundle": bundle}))
+        folder.rename(self.releases / name)
+
+    def prove(self, name: str) -> dict[str, Any]:
+        """What ``rnn-edge verify`` says there: findings, and how it ended."""
+        done = self._program(name, "verify", "--json")
+        findings = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return {"passed": done.returncode == 0, "findings": findings, "error": _last(done)}
+
+    def measure(self, name: str) -> dict[str, float]:
+        """Tokens per second and megabytes, of a short ``rnn-edge bench``; kept with the release."""
+        done = self._program(name, "bench", "--format", "json", "--quiet", "-n", "64", "-p", "16", "-r", "2")
+        if done.returncode:
+            raise AgentError(f"measuring failed: {_last(done)}", "run rnn-edge bench there")
+        results = json.loads(done.stdout)["results"]
+        speed = next(item for item in results if item["test"] in ("generate", "translate"))
+        memory = next(item for item in results if item["test"] == "memory")
+        measured = {"tokens_per_second": float(speed["value"]), "memory_mb": float(memory["value"])}
+        path = self.releases / name / _INFORMATION
+        _write(path, json.dumps({**json.loads(path.read_text()), **measured}))
+        return measured
+
+    def switch(self, name: str, keep: int) -> None:
+        """Make a release the current one, in one rename, and forget all but the latest ``keep``."""
+        path = self.releases / name / _INFORMATION
+        _write(path, json.dumps({**json.loads(path.read_text()), "since": int(time.time())}))
+        fresh = self.root / f".current.{os.getpid()}"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(f"releases/{name}")
+        fresh.replace(self.current)
+        _sync(self.root)
+        self._forget(keep)
+
+    def rollback(self) -> str:
+        """The name of the release before the current one.
+
+        Raises:
+            Failure: there is none.
+        """
+        names, current = self._names(), self._current_name()
+        earlier = [name for name in names if current and name < current]
+        if not earlier:
+            raise AgentError("there is no earlier release to go back to", "deploy one, or keep more with --keep")
+        return earlier[-1]
+
+    def discard(self, name: str) -> None:
+        """Remove a release that did not prove itself."""
+        if name != self._current_name():
+            shutil.rmtree(self.releases / name, ignore_errors=True)
+            self._forget(len(self._names()))
+
+    def status(self) -> dict[str, Any]:
+        """What runs here; nothing where nothing was deployed."""
+        name = self._current_name()
+        if name is None:
+            return {"current": None, "releases": 0}
+        return {"current": name, "releases": len(self._names()), **self._information(name)}
+
+    def _running(self, digest: str, environment: str) -> str | None:
+        """The current release, if it is of this bundle and environment and its files are whole."""
+        name = self._current_name()
+        if name is None:
+            return None
+        information = self._information(name)
+        same = information.get("digest") == digest and information.get("environment") == environment
+        files = information.get("files", {})
+        model = self.releases / name / "bundle"
+        whole = all((model / file).is_file() and _sha256(model / file) == sha for file, sha in files.items())
+        return name if same and files and whole else None
+
+    def _program(self, name: str, command: str, *options: str) -> "subprocess.CompletedProcess[str]":
+        folder = self.releases / name
+        return _run([str(folder / "rnn-edge"), command, str(folder / "bundle"), *options])
+
+    def _forget(self, keep: int) -> None:
+        names, current = self._names(), self._current_name()
+        for name in [name for name in names[:-keep] if name != current]:
+            shutil.rmtree(self.releases / name)
+        used = {self._information(name).get("environment") for name in self._names()}
+        for folder in self.environments.iterdir():
+            if folder.name not in used:
+                shutil.rmtree(folder)
+        for path in self.objects.iterdir():
+            if path.suffix != ".part" and path.stat().st_nlink == 1:  # in no release
+                path.unlink()
+
+    def _object(self, sha: str, suffix: str = "") -> Path:
+        return self.objects / f"{sha}{suffix}"
+
+    def _names(self) -> list[str]:
+        found = self.releases.iterdir() if self.releases.is_dir() else ()
+        return sorted(path.name for path in found if (path / _INFORMATION).is_file() and path.suffix != ".part")
+
+    def _current_name(self) -> str | None:
+        return self.current.readlink().name if self.current.is_symlink() and self.current.exists() else None
+
+    def _information(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((self.releases / name / _INFORMATION).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def serve(stream: BinaryIO, out: TextIO) -> None:
+    """Answer until the input ends."""
+    agent = Agent()
+    print(HELLO, file=out, flush=True)
+    for line in stream:
+        request = json.loads(line)
+        try:
+            reply: dict[str, Any] = {"ok": getattr(agent, request.pop("do"))(**request)}
+        except AgentError as failure:
+            reply = {"error": failure.message, "hint": failure.hint}
+        except OSError as error:
+            reply = {"error": f"{error.filename or 'the device'}: {error.strerror or error}", "hint": _mend(error)}
+        except subprocess.TimeoutExpired as error:
+            reply = {"error": f"{error.cmd[0]} did not end within {_LONGEST} s", "hint": "look at the device's load"}
+        print(json.dumps(reply), file=out, flush=True)
+
+
+def _mend(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the device's disk is full: make room there, then run it again"
+    return "check that folder's permissions on the device"
+
+
+def _pip_failure(said: str) -> AgentError:
+    text = said.lower()
+    if "no space left" in text or "disk quota" in text:
+        return AgentError("no space is left on the device for the packages", "make room there, then run it again")
+    if "no matching distribution" in text:
+        name = text.rpartition("no matching distribution found for ")[2].split()[0]
+        if any(sign in text for sign in ("connection", "name resolution", "retrying", "unreachable")):
+            return AgentError(
+                "its package index cannot be reached", "use --offline: packages are then copied from here"
+            )
+        what = f"{platform.machine()}, Python {platform.python_version()}"
+        return AgentError(
+            f"there is no {name} for this device ({what})", "use a 64-bit system with Python 3.11 to 3.13"
+        )
+    if any(sign in text for sign in ("connection", "name resolution", "timed out", "unreachable")):
+        return AgentError("its package index cannot be reached", "use --offline: packages are then copied from here")
+    last = next((line for line in reversed(said.splitlines()) if line.strip()), "pip failed")
+    return AgentError(f"installing failed: {last.strip()}", "run it again, or use --offline")
+
+
+def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_LONGEST,
+        env=environment,
+        check=False,
+    )
+
+
+def _last(done: "subprocess.CompletedProcess[str]") -> str:
+    """What an ended program said in its last line, or that it was killed."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"it ended with {done.returncode}"])[-1]
+
+
+def _available_memory() -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTSUP):
+            raise
+        shutil.copyfile(source, target)  # a file system without links
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text)
+    _sync(fresh)
+    fresh.replace(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout)
