@@ -1,7 +1,7 @@
 """What runs on the device while it is deployed to: sent there as text, so this file is the standard library's alone.
 
-One JSON object a line comes in, ``{"do": name, …}``, and one goes out, ``{"ok": …}`` or ``{"error": …, "hint": …}``. When
-the input ends, it ends, and with it its lock. On the device everything is below one folder::
+One JSON object a line comes in, ``{"do": name, …}``, and one goes out, ``{"ok": …}`` or ``{"error": …, "hint": …}``.
+When the input ends, it ends, and with it its lock. On the device everything is below one folder::
 
     objects/SHA256          files, each once, under their own hash; SHA256.part while they come in
     environments/ID/        virtual environments, each for one set of packages; complete with .ready
@@ -89,12 +89,13 @@ class Agent:
             shutil.rmtree(release)
 
     def prepare(self, objects: dict[str, int]) -> None:
-        """Take away what an upload cannot go on from: objects that changed, parts that are too long."""
+        """Make ready for an upload, which goes on with parts: take away changed objects and parts that are too long."""
         for sha, size in objects.items():
             self._object(sha).unlink(missing_ok=True)
             part = self._object(sha, ".part")
             if part.is_file() and part.stat().st_size >= size:
                 part.unlink()
+            part.touch()
 
     def accept(self, objects: dict[str, int]) -> None:
         """Check what came in, and give it its name.
@@ -287,6 +288,7 @@ def _mend(error: OSError) -> str:
 
 def _pip_failure(said: str) -> AgentError:
     text = said.lower()
+    unreachable = AgentError("its package index cannot be reached", "use --offline: packages are then copied from here")
     if "no space left" in text or "disk quota" in text:
         return AgentError("no space is left on the device for the packages", "make room there, then run it again")
     if "no matching distribution" in text:
@@ -300,7 +302,7 @@ def _pip_failure(said: str) -> AgentError:
             f"there is no {name} for this device ({what})", "use a 64-bit system with Python 3.11 to 3.13"
         )
     if any(sign in text for sign in ("connection", "name resolution", "timed out", "unreachable")):
-        return AgentError("its package index cannot be reached", "use --offline: packages are then copied from here")
+        return unreachable
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "pip failed")
     return AgentError(f"installing failed: {last.strip()}", "run it again, or use --offline")
 

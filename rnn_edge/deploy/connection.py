@@ -96,7 +96,7 @@ class Connection:
         )
         source = Path(__file__).with_name("agent.py").read_bytes()
         self._send(b"%d\n%s" % (len(source), source))
-        lines = []
+        lines: list[str] = []
         while (line := self._receive()) != HELLO:
             if line is None:
                 raise self._no_agent("".join(lines[-1:]))

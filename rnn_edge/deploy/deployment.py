@@ -236,7 +236,7 @@ class Fleet:
         """
         self.report(connection.host, "prove", "verify")
         proof = connection.ask("prove", name=name)
-        explained = sum(finding["explained"] for finding in proof["findings"])
+        explained = sum(int(finding["explained"]) for finding in proof["findings"])
         if not proof["passed"]:
             failed = [
                 f"{finding['name']}: {finding['detail']}" for finding in proof["findings"] if not finding["passed"]
