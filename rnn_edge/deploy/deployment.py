@@ -184,8 +184,9 @@ class Fleet:
         except DeployError:
             ask("discard", name=name)
             raise
-        self.report(host, "switch", name)
-        ask("switch", name=name, keep=self.options.keep)
+        if name != facts["same"]:
+            self.report(host, "switch", name)
+            ask("switch", name=name, keep=self.options.keep)
         return Result(host, True, "runs", release=name, bundle=payload.bundle, explained=explained, **measured)
 
     def _look(self, connection: Connection, payload: Payload) -> dict[str, Any]:
