@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rnn_edge.deploy.agent import HELLO
 from rnn_edge.errors import DeployError, MissingDependencyError
@@ -80,13 +80,11 @@ class Connection:
             raise MissingDependencyError(
                 "OpenSSH's ssh and sftp are not installed", "run: sudo apt install openssh-client"
             )
-        errors = (self._folder / "errors").open("w+b")
-        master = self._start(["ssh", "-M", "-N", "-T", *self._options, "--", self.host], errors)
+        master = self._start(["ssh", "-M", "-N", "-T", *self._options, "--", self.host])
         end = time.monotonic() + 3 * _CONNECT_SECONDS  # jump hosts take their time
         while not self._socket.exists():
             if master.poll() is not None:
-                errors.seek(0)
-                raise self._meaning(errors.read().decode(errors="replace"))
+                raise self._meaning((self._folder / "errors").read_text(errors="replace"))
             if time.monotonic() > end:
                 raise self._meaning("timed out")
             time.sleep(0.005)
@@ -161,11 +159,11 @@ class Connection:
             process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, command: list[str], errors: IO[bytes]) -> "subprocess.Popen[bytes]":
+    def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
         # A session of its own: no terminal to ask on, and an interrupt is ours to pass on.
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
-        )
+        pipe = subprocess.PIPE
+        with (self._folder / "errors").open("ab") as errors:
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True)
         self._processes.append(process)
         return process
 

@@ -1,5 +1,6 @@
 """Deploying over a real sshd: everything that may go wrong on the way leaves what ran before."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -366,8 +367,7 @@ def test_no_python_that_is_new_enough(tmp_path: Path, python: str, said: str, mo
     programs.mkdir()
     (programs / "sh").symlink_to("/bin/sh")
     if python:
-        script = '#!/bin/sh\ncase "$2" in *platform*) echo 3.9.2;; *) exit 1;; esac\n'
-        (programs / "python3").write_text(script)
+        (programs / "python3").write_text(f"#!/bin/sh\n{python}\n")
         (programs / "python3").chmod(0o755)
     done = subprocess.run(
         ["/bin/sh", "-c", connection._START],
@@ -413,9 +413,9 @@ def test_usage(cli: Cli, arguments: list[str], said: str) -> None:
     ("said", "message", "hint"),
     [
         (
-            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'\n"
-            "ERROR: Could not find a version that satisfies the requirement numpy==2\n"
-            "ERROR: No matching distribution found for numpy==2",
+            """WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'
+            ERROR: Could not find a version that satisfies the requirement numpy==2
+            ERROR: No matching distribution found for numpy==2""",
             "index cannot be reached",
             "--offline",
         ),
@@ -432,8 +432,8 @@ def test_what_pip_says(said: str, message: str, hint: str) -> None:
 
 def test_no_venv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    find = agent.importlib.util.find_spec
-    monkeypatch.setattr(agent.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ensurepip" else find(name))
     with pytest.raises(agent.AgentError, match="cannot make virtual environments") as caught:
         agent.Agent().install("x", [], {"a.whl": "0"}, offline=True)
     assert "apt install" in caught.value.hint
