@@ -89,9 +89,7 @@ class Connection:
                 raise self._meaning("timed out")
             time.sleep(0.005)
         # ControlMaster=no: this is a guest of the connection above.
-        self._agent = self._start(
-            ["ssh", "-T", "-o", "ControlMaster=no", *self._options, "--", self.host, _START], errors
-        )
+        self._agent = self._start(["ssh", "-T", "-o", "ControlMaster=no", *self._options, "--", self.host, _START])
         source = Path(__file__).with_name("agent.py").read_bytes()
         self._send(b"%d\n%s" % (len(source), source))
         lines: list[str] = []
