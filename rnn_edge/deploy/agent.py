@@ -97,6 +97,11 @@ class Agent:
                 part.unlink()
             part.touch()
 
+    def clear(self) -> None:
+        """Take away all parts."""
+        for part in self.objects.glob("*.part"):
+            part.unlink()
+
     def accept(self, objects: dict[str, int]) -> None:
         """Check what came in, and give it its name.
 

@@ -136,10 +136,9 @@ class Connection:
             sum(f.stat().st_size for f in files),
         )
         if free < needed:
-            raise DeployError(
-                f"{self.host}: {free / 1e6:,.1f} MB are free there, needed are {needed / 1e6:,.1f} MB",
-                "make room there, then run it again: what has arrived is kept",
-            )
+            self.ask("clear")  # what runs there needs the room more
+            what = f"{free / 1e6:,.1f} MB are left there, needed are {needed / 1e6:,.1f} MB"
+            raise DeployError(f"{self.host}: {what}", "make room there, then run it again")
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["sftp failed"]
         raise DeployError(
             f"{self.host}: copying failed: {lines[-1]}", "check that its SSH server has sftp, then run it again"
