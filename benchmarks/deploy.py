@@ -3,8 +3,8 @@
     python -m benchmarks.deploy BUNDLE
 
 Starts an sshd with keys of its own (Debian: openssh-server), deploys once, which installs packages from the package
-index, and then times ``rnn-edge deploy`` again and again. The target is 3 s; beside it are a bare ``ssh HOST true``, and
-verifying and measuring without SSH, which are part of every deployment.
+index, and then times ``rnn-edge deploy`` again and again. The target is 3 s; beside it are a bare ``ssh HOST true``,
+and verifying and measuring without SSH, which are part of every deployment.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     rows = []
     for label, values in times.items():
         median = statistics.median(values)
-        target = (f"≤ {TARGET}", verdict(median, TARGET)) if label == again else ("", "")
+        target = (f"≤ {TARGET}", verdict(median <= TARGET)) if label == again else ("", "")
         rows.append((label, f"{median:.2f} ({min(values):.2f})", *target))
     print(machine())
     print()

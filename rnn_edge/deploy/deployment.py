@@ -296,6 +296,8 @@ def _planned(facts: dict[str, Any], payload: Payload, options: Options) -> Itera
 
 def _amount(paths: Any) -> str:
     sizes = [path.stat().st_size for path in paths]
+    if not sizes:
+        return "nothing: its files are there"
     return f"{len(sizes)} file{'s' if len(sizes) != 1 else ''}, {sum(sizes) / 1e6:,.1f} MB"
 
 
