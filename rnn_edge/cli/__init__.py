@@ -23,6 +23,7 @@ COMMANDS = {
     "models": "rnn_edge.cli.models",
     "show": "rnn_edge.cli.show",
     "verify": "rnn_edge.cli.verify",
+    "web": "rnn_edge.cli.web",
     "train": "rnn_edge_export.cli.train",
     "runs": "rnn_edge_export.cli.runs",
     "plot": "rnn_edge_export.cli.plot",

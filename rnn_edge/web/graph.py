@@ -3,7 +3,7 @@
 The WASM kernels of integer products are slow, those of fp32 are fast. A product of integers is the same number in
 fp32 as long as no partial sum can leave the 24 bits of a significand, in whatever order it is added:
 
-    127 · Σ_k |W[k, j]| + Σ_k |W[k, j]| < 2²⁴        for each column j
+    128 · Σ_k |W[k, j]| < 2²⁴        for each column j
 
 So where this holds, which is checked here for every column, ``MatMulInteger`` becomes ``MatMul`` over the integers as
 floats, and gives the same bits. Weights stay int8 in the file: a Cast widens them when the graph is loaded.
@@ -24,7 +24,6 @@ from rnn_edge.web.onnx_model import (
     Node,
     graph_message,
     integer,
-    read_model,
     renamed,
     subgraph,
     tensor,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from rnn_edge.manifest import StatePair
 
-CHUNK = 16  # steps of one call: more bring little, and the text would come in lumps
 _EXACT = 2**24
 _LARGEST = 128  # of a uint8 less its zero point of 128
 _OURS = "page."  # before names of values that are made here; a dot keeps them apart from the exporter's
@@ -89,18 +87,14 @@ def with_exact_products(model: Model) -> int:
     return sum(not movable[id(node)] for node in products)
 
 
-def looped(content: bytes, where: str, state: Sequence[StatePair], vocabulary: int) -> bytes:
-    """A step graph of one stream as a loop over steps, each of which chooses the token of the next.
+def looped(model: Model, state: Sequence[StatePair], vocabulary: int) -> bytes:
+    """A step graph of one stream, of which ``model`` is changed, as a loop over steps, each of which chooses the token of the next.
 
     Inputs: ``count`` int64 [], ``token`` int64 [1], ``temperature`` float32 [1], ``noise`` float32 [count, vocabulary],
     and the state. Outputs: ``tokens`` int64 [count, 1], the likeliest after temperature and noise; ``all_logits``
     float32 [count, 1, vocabulary]; ``hidden`` float32 [count, 1, width], the state that the output layer reads; and
     ``…_next``, the state after the last step.
-
-    Raises:
-        BundleError: not an ONNX model.
     """
-    model = read_model(content, where)
     with_exact_products(model)
     constant, body = _constant_nodes(model)
     inner = {name: f"{_OURS}{name}" for name in ["token", *(pair.input for pair in state)]}
@@ -149,13 +143,8 @@ def looped(content: bytes, where: str, state: Sequence[StatePair], vocabulary: i
     return model.encode()
 
 
-def exact(content: bytes, where: str) -> bytes:
-    """The same graph with products in fp32 wherever that changes no bit.
-
-    Raises:
-        BundleError: not an ONNX model.
-    """
-    model = read_model(content, where)
+def exact(model: Model) -> bytes:
+    """The same graph with products in fp32 wherever that changes no bit."""
     with_exact_products(model)
     return model.encode()
 
