@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rnn_edge.errors import BundleError, RnnEdgeError
+from rnn_edge.files import cache_folder
 from rnn_edge.manifest import MANIFEST_NAME, Manifest, Task
 
 _MAXIMUM_MANIFEST = 16 * 2**20
@@ -50,12 +51,16 @@ class Bundle:
 
 
 def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle by folder or by the name of one that is found (see ``search_path``).
+    """Open a bundle by folder, by archive, or by the name of one that is found (see ``search_path``).
+
+    An archive is unpacked into the user's cache folder, once.
 
     Raises:
         BundleError: not found, or its manifest is missing or wrong.
     """
     path = Path(name_or_path)
+    if path.is_file():
+        return read_bundle(_unpacked(path))
     if not (path / MANIFEST_NAME).is_file():
         path = _search(name_or_path)
     return read_bundle(path)
@@ -119,6 +124,15 @@ def list_bundles() -> tuple[list[Bundle], list[tuple[Path, RnnEdgeError]]]:
         except RnnEdgeError as error:
             bad.append((path, error))
     return good, bad
+
+
+def _unpacked(path: Path) -> Path:
+    # Imported here: most bundles are folders.
+    from rnn_edge.archive import SUFFIXES, cached
+
+    if not path.name.endswith(SUFFIXES):
+        raise BundleError(f"{path} is neither a bundle's folder nor an archive of one", _choices(find_bundles()))
+    return cached(path, cache_folder())
 
 
 def _search(name: str | os.PathLike[str]) -> Path:

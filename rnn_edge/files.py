@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import platform
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from rnn_edge.errors import RnnEdgeError
+
+CACHE_VARIABLE = "RNN_EDGE_CACHE"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -66,6 +69,16 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
             _sync_folder(path.parent)
     except OSError as error:
         raise_cannot_write(path, error)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $RNN_EDGE_CACHE, or the user's own folder for such files."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given)
+    if platform.system() == "Darwin":
+        return Path.home() / "Library" / "Caches" / "rnn-edge"
+    base = os.environ.get("LOCALAPPDATA" if platform.system() == "Windows" else "XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "rnn-edge"
 
 
 def check_output(path: Path, *, force: bool, folder: bool) -> None:

@@ -103,6 +103,12 @@ def describe_cpu() -> str:
     return found or platform.machine()
 
 
+def cpu_flags() -> frozenset[str]:
+    """What the kernel says the processor can do, in its own words; empty where it says nothing."""
+    information = Path("/proc/cpuinfo")
+    return frozenset((_field(information, "flags") or _field(information, "Features")).split())
+
+
 def _system() -> str:
     kernel = f"{platform.system()} {platform.release()} {platform.machine()}"
     try:

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +20,11 @@ import numpy as np
 
 from rnn_edge.bundle import Bundle
 from rnn_edge.errors import RnnEdgeError
-from rnn_edge.files import write_text
+from rnn_edge.files import cache_folder, write_text
 from rnn_edge.providers import DEVICES, Device, check_device, check_threads, cuda_available
 from rnn_edge.stepper import LENGTHS, StepGraph
 
 Threads = int | Literal["auto"] | None
-CACHE_VARIABLE = "RNN_EDGE_CACHE"
 _SECONDS = 0.02  # of steps, for each candidate
 _GAIN = 0.9  # of the time that one thread takes: more threads must be clearly faster
 _SOURCE_LENGTH = 16
@@ -117,16 +115,6 @@ def step_seconds(bundle: Bundle, placement: Placement, batch: int) -> float:
         stepper.step(0)
         shortest = min(shortest, perf_counter() - started)
     return shortest
-
-
-def cache_folder() -> Path:
-    """Where what is measured is remembered: $RNN_EDGE_CACHE, or the user's own folder for such files."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given)
-    if platform.system() == "Darwin":
-        return Path.home() / "Library" / "Caches" / "rnn-edge"
-    base = os.environ.get("LOCALAPPDATA" if platform.system() == "Windows" else "XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rnn-edge"
 
 
 def _key(bundle: Bundle, choices: list[Placement], batch: int) -> str:

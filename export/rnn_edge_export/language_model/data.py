@@ -14,8 +14,7 @@ from torch import Tensor
 
 from rnn_edge import render
 from rnn_edge.errors import DataError, UnknownTokenError
-from rnn_edge.files import write_bytes
-from rnn_edge.placement import cache_folder
+from rnn_edge.files import cache_folder, write_bytes
 from rnn_edge.tokenizer import Tokenizer
 from rnn_edge_export.language_model.text_source import TextSource, survey
 from rnn_edge_export.language_model.token_files import Progress, Tokens, open_tokens, write_tokens
