@@ -23,13 +23,10 @@ COMMANDS = {
     "models": "rnn_edge.cli.models",
     "show": "rnn_edge.cli.show",
     "verify": "rnn_edge.cli.verify",
-<<<<<<< HEAD
-    "web": "rnn_edge.cli.web",
-=======
     "pack": "rnn_edge.cli.pack",
     "unpack": "rnn_edge.cli.unpack",
     "doctor": "rnn_edge.cli.doctor",
->>>>>>> main
+    "web": "rnn_edge.cli.web",
     "train": "rnn_edge_export.cli.train",
     "runs": "rnn_edge_export.cli.runs",
     "plot": "rnn_edge_export.cli.plot",
