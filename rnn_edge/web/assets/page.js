@@ -4,7 +4,7 @@ import { element } from "./dom.js";
 import { translating } from "./translating.js";
 import { writer } from "./writer.js";
 
-const PROMPTS = { shakespeare: "ROMEO:\n", sherlock: "“My dear Watson," };
+const PROMPTS = { shakespeare: "ROMEO:", sherlock: "“My dear Watson," };
 const SOURCES = { en: "Where is the house? She bought three old books, and he lives near the sea." };
 
 const main = document.querySelector("main");
@@ -90,6 +90,14 @@ function facts({ manifest, checked, seconds }) {
   status.className = "status is-ready";
 }
 
+/** A translator that is named by its languages has their names as title. */
+function title({ name, task }) {
+  const pair = task === "translation" && /^([a-z]{2,3})-([a-z]{2,3})$/.exec(name);
+  if (!pair || !Intl.DisplayNames) return name;
+  const names = new Intl.DisplayNames(["en"], { type: "language" });
+  return `${names.of(pair[1])} → ${names.of(pair[2])}`;
+}
+
 function example(manifest) {
   return manifest.task === "translation" ? (SOURCES[manifest.source.language] ?? "") : (PROMPTS[manifest.name] ?? "");
 }
@@ -100,6 +108,7 @@ const handlers = {
     const { manifest } = message;
     const build = manifest.task === "translation" ? translating : writer;
     view = build(main, message, (data) => worker.postMessage(data), { link, fail });
+    document.querySelector("h1").textContent = document.title = title(manifest);
     facts({ ...message, seconds: (performance.now() - began) / 1000 });
     main.removeAttribute("aria-busy");
     const given = new URLSearchParams(location.hash.slice(1));

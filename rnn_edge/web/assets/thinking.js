@@ -17,7 +17,7 @@ export function thinkingPanel(labels, { title, count = 10 }) {
   panel.show = (position) => {
     const { before = "", ids, probabilities, chosen = true } = position ?? {};
     panel.classList.toggle("is-empty", !ids);
-    context.replaceChildren(element("span", { className: "context-text" }, before.slice(-34)), element("span", { className: "context-caret" }));
+    context.replaceChildren(element("span", { className: "context-text" }, before.replace(/\s*\n\s*/g, " ⏎ ").slice(-34)), element("span", { className: "context-caret" }));
     const last = ids ? ids.length - 1 : 0;
     const next = ids && chosen ? ids[last] : -1;
     const inside = ids ? ids.indexOf(next) : -1;

@@ -28,7 +28,7 @@ export function translating(main, { manifest, labels }, send, { link, fail }) {
     element("div", { className: "actions" }, button, rate),
   );
   main.append(
-    element("div", { className: "column wide" }, form, element("section", { className: "card paper" }, text), element("section", { className: "card" }, element("h2", {}, "Where it looked"), pictures)),
+    element("div", { className: "column wide" }, form, element("section", { className: "card paper" }, text), element("section", { className: "card looked" }, element("h2", {}, "Where it looked"), pictures)),
     element("div", { className: "column narrow" }, thinking, element("section", { className: "card knobs" }, element("h2", {}, "Knobs"), ...Object.values(knobs))),
   );
 

@@ -63,6 +63,8 @@ async function load(data) {
   const { manifest, bundle, tokenizer } = model;
   const decoder = new TextDecoder();
   const labels = tokenizer.tokenBytes.map((bytes) => decoder.decode(bytes));
+  const { end = null, start = null, unknown = null } = manifest.special_ids;
+  for (const [id, label] of [[start, "start"], [end, "end"], [unknown, "unknown"]]) if (id !== null && !labels[id]) labels[id] = label;
   self.postMessage({ kind: "ready", manifest, labels, checked: bundle.checked, seconds: (performance.now() - began) / 1000 });
 }
 

@@ -20,13 +20,13 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
   const two = (value) => value.toFixed(2);
   const knobs = {
     temperature: knob({ name: "temperature", label: "Temperature", title: "0 always takes the likeliest; higher is more daring", min: 0, max: 2, step: 0.05, value: sampling.temperature, show: two }),
+    seed: knob({ name: "seed", label: "Seed", title: "The same seed gives the same text", kind: "text", value: "1" }),
+    maxTokens: knob({ name: "max-tokens", label: "Length", title: "Tokens at most", kind: "number", min: 1, max: 20000, step: 1, value: 800 }),
+    topK: knob({ name: "top-k", label: "Top-k", title: "Keep the K likeliest; 0 keeps all", kind: "number", min: 0, max: labels.length, step: 1, value: sampling.top_k }),
     topP: knob({ name: "top-p", label: "Top-p", title: "Keep the fewest likeliest that together reach this share", min: 0.05, max: 1, step: 0.05, value: sampling.top_p, show: (value) => (value === 1 ? "off" : two(value)) }),
     minP: knob({ name: "min-p", label: "Min-p", title: "Keep what is at least this fraction as likely as the likeliest", min: 0, max: 0.5, step: 0.01, value: sampling.min_p, show: (value) => (value === 0 ? "off" : two(value)) }),
     repeatPenalty: knob({ name: "repeat-penalty", label: "Repeat penalty", title: "Weaken what came lately", min: 1, max: 2, step: 0.05, value: 1, show: (value) => (value === 1 ? "off" : two(value)) }),
-    topK: knob({ name: "top-k", label: "Top-k", title: "Keep the K likeliest; 0 keeps all", kind: "number", min: 0, max: labels.length, step: 1, value: sampling.top_k }),
     repeatWindow: knob({ name: "repeat-window", label: "Repeat window", title: "How many tokens are recent", kind: "number", min: 0, max: 1000000, step: 1, value: 64 }),
-    maxTokens: knob({ name: "max-tokens", label: "Length", title: "Tokens at most", kind: "number", min: 1, max: 20000, step: 1, value: 800 }),
-    seed: knob({ name: "seed", label: "Seed", title: "The same seed gives the same text", kind: "text", value: "1" }),
   };
   const dice = element("button", { type: "button", className: "small", title: "Another seed, and write", ariaLabel: "Another seed, and write", onclick: roll }, "roll");
   knobs.seed.append(dice);
@@ -46,8 +46,9 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
     "section",
     { className: "card knobs" },
     element("h2", {}, "Knobs"),
-    ...Object.values(knobs),
+    ...Object.values(knobs).slice(0, 3),
     element("div", { className: "knob" }, element("label", { htmlFor: "pace" }, "Pace"), pace),
+    ...Object.values(knobs).slice(3),
   );
   const same = element("section", { className: "card same" }, element("h2", {}, "The same text in a terminal"), element("div", { className: "command-line" }, command, copy));
   main.append(
@@ -70,6 +71,7 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
     waiting = [];
     text.append(added);
     if (pinned) text.scrollTop = text.scrollHeight;
+    text.classList.toggle("is-scrolled", text.scrollTop > 4);
     if (total.seconds > 0) rate.textContent = `${total.count.toLocaleString()} tokens · ${Math.round(total.count / total.seconds).toLocaleString()} tokens/s`;
     if (selected === null) describe(tokens.length - 1);
   });
@@ -159,6 +161,7 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
     setTimeout(() => (copy.textContent = "copy"), 1200);
   }
 
+  text.addEventListener("scroll", () => text.classList.toggle("is-scrolled", text.scrollTop > 4), { passive: true });
   text.addEventListener("pointerover", (event) => {
     if (selected === null && event.target.position !== undefined && !running) describe(event.target.position);
   });
