@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -67,6 +68,7 @@ class Chromium:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -114,11 +116,12 @@ class Chromium:
         return found["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 60) -> Any:
-        """Ask until the expression is true; what it then is."""
+        """Ask until the expression is true; what it then is. While a page loads there may be nothing to ask."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if value := self.run(expression):
-                return value
+            with contextlib.suppress(RuntimeError):
+                if value := self.run(expression):
+                    return value
             time.sleep(0.02)
         raise TimeoutError(f"{expression} was not true after {seconds} s; complaints: {self.complaints()}")
 
