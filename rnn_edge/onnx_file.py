@@ -39,7 +39,7 @@ def summarise(content: bytes, where: str) -> OnnxSummary:
     walk = _Walk()
     try:
         graphs = 0
-        for number, value in _fields(memoryview(content)):
+        for number, value in fields(memoryview(content)):
             if number == _MODEL_GRAPH and isinstance(value, memoryview):
                 walk.graph(value, 0)
                 graphs += 1
@@ -103,16 +103,16 @@ class _Walk:
                 self.tensor(value)
 
     def tensor(self, message: memoryview) -> None:
-        for number, value in _fields(message):
+        for number, value in fields(message):
             if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0):
                 self.external = True
 
 
 def _messages(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    return ((number, value) for number, value in _fields(message) if isinstance(value, memoryview))
+    return ((number, value) for number, value in fields(message) if isinstance(value, memoryview))
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Field numbers and values of one message: integers, or the bytes of strings and nested messages.
 
     The wire format: https://protobuf.dev/programming-guides/encoding/.

@@ -52,42 +52,42 @@ def graph_bytes(
 
     ``defaults`` are values of inputs that a caller may leave out.
     """
-    graph = b"".join(_field(_GRAPH_NODE, _node(node)) for node in nodes)
-    graph += b"".join(_field(_GRAPH_INITIALIZER, _initializer(*item)) for item in (defaults or {}).items())
-    graph += b"".join(_field(_GRAPH_INPUT, _value(tensor)) for tensor in inputs)
-    graph += b"".join(_field(_GRAPH_OUTPUT, _value(tensor)) for tensor in outputs)
-    return _field(_MODEL_GRAPH, graph)
+    graph = b"".join(field(_GRAPH_NODE, _node(node)) for node in nodes)
+    graph += b"".join(field(_GRAPH_INITIALIZER, _initializer(*item)) for item in (defaults or {}).items())
+    graph += b"".join(field(_GRAPH_INPUT, _value(tensor)) for tensor in inputs)
+    graph += b"".join(field(_GRAPH_OUTPUT, _value(tensor)) for tensor in outputs)
+    return field(_MODEL_GRAPH, graph)
 
 
 def model_bytes(nodes: Sequence[Node], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bytes:
     """A model of its own."""
-    head = _field(_MODEL_IR_VERSION, _IR_VERSION) + _field(_MODEL_OPSET, _field(_OPSET_VERSION, _OPSET))
-    return head + _field(_MODEL_GRAPH, _field(_GRAPH_NAME, "rnn-edge")) + graph_bytes(nodes, inputs, outputs)
+    head = field(_MODEL_IR_VERSION, _IR_VERSION) + field(_MODEL_OPSET, field(_OPSET_VERSION, _OPSET))
+    return head + field(_MODEL_GRAPH, field(_GRAPH_NAME, "rnn-edge")) + graph_bytes(nodes, inputs, outputs)
 
 
 def _node(node: Node) -> bytes:
-    content = b"".join(_field(_NODE_INPUT, name) for name in node.inputs)
-    content += _field(_NODE_OUTPUT, node.output) + _field(_NODE_OP_TYPE, node.operator)
+    content = b"".join(field(_NODE_INPUT, name) for name in node.inputs)
+    content += field(_NODE_OUTPUT, node.output) + field(_NODE_OP_TYPE, node.operator)
     for name, value in node.attributes:
-        attribute = _field(_ATTRIBUTE_NAME, name) + _field(_ATTRIBUTE_I, value) + _field(_ATTRIBUTE_TYPE, _TYPE_INT)
-        content += _field(_NODE_ATTRIBUTE, attribute)
+        attribute = field(_ATTRIBUTE_NAME, name) + field(_ATTRIBUTE_I, value) + field(_ATTRIBUTE_TYPE, _TYPE_INT)
+        content += field(_NODE_ATTRIBUTE, attribute)
     return content
 
 
 def _initializer(name: str, array: NDArray[np.float32]) -> bytes:
-    content = b"".join(_field(_TENSOR_DIMS, size) for size in array.shape)
-    content += _field(_TENSOR_TYPE, _ELEMENTS["float32"]) + _field(_TENSOR_NAME, name)
-    return content + _field(_TENSOR_RAW, array.astype("<f4").tobytes())
+    content = b"".join(field(_TENSOR_DIMS, size) for size in array.shape)
+    content += field(_TENSOR_TYPE, _ELEMENTS["float32"]) + field(_TENSOR_NAME, name)
+    return content + field(_TENSOR_RAW, array.astype("<f4").tobytes())
 
 
 def _value(tensor: Tensor) -> bytes:
-    axes = (_field(_DIM_NAME if isinstance(axis, str) else _DIM_VALUE, axis) for axis in tensor.shape)
-    shape = b"".join(_field(_SHAPE_DIM, axis) for axis in axes)
-    kind = _field(_TENSOR_ELEMENT, _ELEMENTS[tensor.dtype]) + _field(_TENSOR_SHAPE, shape)
-    return _field(_VALUE_NAME, tensor.name) + _field(_VALUE_TYPE, _field(_TYPE_TENSOR, kind))
+    axes = (field(_DIM_NAME if isinstance(axis, str) else _DIM_VALUE, axis) for axis in tensor.shape)
+    shape = b"".join(field(_SHAPE_DIM, axis) for axis in axes)
+    kind = field(_TENSOR_ELEMENT, _ELEMENTS[tensor.dtype]) + field(_TENSOR_SHAPE, shape)
+    return field(_VALUE_NAME, tensor.name) + field(_VALUE_TYPE, field(_TYPE_TENSOR, kind))
 
 
-def _field(number: int, value: int | str | bytes) -> bytes:
+def field(number: int, value: int | str | bytes) -> bytes:
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     content = value.encode() if isinstance(value, str) else value

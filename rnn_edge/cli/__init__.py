@@ -27,6 +27,7 @@ COMMANDS = {
     "unpack": "rnn_edge.cli.unpack",
     "deploy": "rnn_edge.cli.deploy",
     "doctor": "rnn_edge.cli.doctor",
+    "web": "rnn_edge.cli.web",
     "train": "rnn_edge_export.cli.train",
     "runs": "rnn_edge_export.cli.runs",
     "plot": "rnn_edge_export.cli.plot",

@@ -1,0 +1,243 @@
+"""Graphs as a page runs them: exact sums in fp32, and a loop that chooses its own tokens.
+
+The WASM kernels of integer products are slow, those of fp32 are fast. A product of integers is the same number in
+fp32 as long as no partial sum can leave the 24 bits of a significand, in whatever order it is added:
+
+    128 · Σ_k |W[k, j]| < 2²⁴        for each column j
+
+So where this holds, which is checked here for every column, ``MatMulInteger`` becomes ``MatMul`` over the integers as
+floats, and gives the same bits. Weights stay int8 in the file: a Cast widens them when the graph is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rnn_edge.web.onnx_model import (
+    BOOL,
+    FLOAT,
+    INT64,
+    Model,
+    Node,
+    graph_message,
+    integer,
+    renamed,
+    subgraph,
+    tensor,
+    value,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rnn_edge.manifest import StatePair
+
+_EXACT = 2**24
+_LARGEST = 128  # of a uint8 less its zero point of 128
+_OURS = "page."  # before names of values that are made here; a dot keeps them apart from the exporter's
+
+
+def with_exact_products(model: Model) -> int:
+    """Turn each quantised product of ``model`` whose sums are exact in fp32 into one in fp32.
+
+    Returns the number of products that stay as they are.
+    """
+    producers = {name: node for node in model.nodes for name in node.outputs}
+    users: dict[str, list[Node]] = {}
+    for node in model.nodes:
+        for name in node.inputs:
+            users.setdefault(name, []).append(node)
+    products = [node for node in model.nodes if node.operator == "MatMulInteger"]
+    movable = {id(node): _movable(model, node, producers, users) for node in products}
+    # A quantised value that any other operator reads must stay an integer for all of its readers.
+    blocked = True
+    while blocked:
+        moved = [node for node in products if movable[id(node)]]
+        sources = {name for node in moved for name in _quantised(node.inputs[0], producers)}
+        blocked = False
+        for node in moved:
+            names = _quantised(node.inputs[0], producers)
+            allowed = {id(item) for item in moved} | {
+                id(producers[name]) for name in sources if producers[name].operator == "Concat"
+            }
+            if any(id(user) not in allowed for name in names for user in users.get(name, ())):
+                movable[id(node)] = False
+                blocked = True
+    names: dict[str, str] = {}
+    result: list[Node] = []
+    floats: dict[str, str] = {}  # integer weights → the same as floats
+    for node in model.nodes:
+        if node.outputs[0] in sources and node.operator == "QuantizeLinear":
+            result += _rounded(model, node)
+        elif node.operator == "MatMulInteger" and movable[id(node)]:
+            result += _float_weights(model, node.inputs[1], producers, floats)
+            result.append(Node("MatMul", (node.inputs[0], floats[node.inputs[1]]), node.outputs))
+            (cast,) = users[node.outputs[0]]
+            names[cast.outputs[0]] = node.outputs[0]
+        elif node.operator == "Cast" and node.outputs[0] in names:
+            continue
+        else:
+            result.append(renamed(node, names))
+    model.nodes = result
+    used = {name for node in result for name in node.inputs} | set(model.outputs)
+    model.initializers = {name: item for name, item in model.initializers.items() if name in used}
+    return sum(not movable[id(node)] for node in products)
+
+
+def looped(model: Model, state: Sequence[StatePair], vocabulary: int) -> bytes:
+    """A step graph of one stream, of which ``model`` is changed, as a loop over steps, each of which chooses the token of the next.
+
+    Inputs: ``count`` int64 [], ``token`` int64 [1], ``temperature`` float32 [1], ``noise`` float32 [count, vocabulary],
+    and the state. Outputs: ``tokens`` int64 [count, 1], the likeliest after temperature and noise; ``all_logits``
+    float32 [count, 1, vocabulary]; ``hidden`` float32 [count, 1, width], the state that the output layer reads; and
+    ``…_next``, the state after the last step.
+    """
+    with_exact_products(model)
+    constant, body = _constant_nodes(model)
+    inner = {name: f"{_OURS}{name}" for name in ["token", *(pair.input for pair in state)]}
+    inner |= {pair.output: f"{_OURS}{pair.output}" for pair in state}
+    carried = [(pair.input, pair.output, pair.width) for pair in state]
+    hidden = _top(state)
+    body = [renamed(node, inner) for node in body]
+    body += [
+        Node("Div", ("logits", "temperature"), (f"{_OURS}scaled",)),
+        Node("Gather", ("noise", f"{_OURS}index"), (f"{_OURS}row",)),
+        Node("Add", (f"{_OURS}scaled", f"{_OURS}row"), (f"{_OURS}noisy",)),
+        Node("ArgMax", (f"{_OURS}noisy",), (f"{_OURS}choice",), (integer("axis", 1), integer("keepdims", 0))),
+        Node("Identity", (f"{_OURS}choice",), (f"{_OURS}chosen",)),
+        Node("Identity", (f"{_OURS}{hidden.output}",), (f"{_OURS}seen",)),
+        Node("Identity", (f"{_OURS}on",), (f"{_OURS}still_on",)),
+    ]
+    inputs = [value(f"{_OURS}index", INT64, ()), value(f"{_OURS}on", BOOL, ()), value(inner["token"], INT64, (1,))]
+    inputs += [value(inner[name], FLOAT, (1, width)) for name, _, width in carried]
+    outputs = [value(f"{_OURS}still_on", BOOL, ()), value(f"{_OURS}choice", INT64, (1,))]
+    outputs += [value(inner[name], FLOAT, (1, width)) for _, name, width in carried]
+    outputs += [
+        value(f"{_OURS}chosen", INT64, (1,)),
+        value("logits", FLOAT, (1, vocabulary)),
+        value(f"{_OURS}seen", FLOAT, (1, hidden.width)),
+    ]
+    loop = Node(
+        "Loop",
+        ("count", "", "token", *(name for name, _, _ in carried)),
+        (f"{_OURS}last", *(name for _, name, _ in carried), "tokens", "all_logits", "hidden"),
+        (subgraph("body", graph_message(body, inputs, outputs)),),
+    )
+    model.nodes = [*constant, loop]
+    model.inputs = {
+        "count": value("count", INT64, ()),
+        "token": value("token", INT64, (1,)),
+        "temperature": value("temperature", FLOAT, (1,)),
+        "noise": value("noise", FLOAT, ("count", vocabulary)),
+        **{name: value(name, FLOAT, (1, width)) for name, _, width in carried},
+    }
+    model.outputs = {
+        "tokens": value("tokens", INT64, ("count", 1)),
+        "all_logits": value("all_logits", FLOAT, ("count", 1, vocabulary)),
+        "hidden": value("hidden", FLOAT, ("count", 1, hidden.width)),
+        **{name: value(name, FLOAT, (1, width)) for _, name, width in carried},
+    }
+    return model.encode()
+
+
+def exact(model: Model) -> bytes:
+    """The same graph with products in fp32 wherever that changes no bit."""
+    with_exact_products(model)
+    return model.encode()
+
+
+def _top(state: Sequence[StatePair]) -> StatePair:
+    """The hidden state of the last layer; an LSTM's ``c`` comes behind its ``h``."""
+    return [pair for pair in state if pair.input.startswith("h")][-1]
+
+
+def _constant_nodes(model: Model) -> tuple[list[Node], list[Node]]:
+    """Nodes that read nothing but initializers, which belong outside of the loop, and the others."""
+    known = {*model.initializers, ""}
+    constant, rest = [], []
+    for node in model.nodes:
+        if node.inputs and known.issuperset(node.inputs):
+            constant.append(node)
+            known.update(node.outputs)
+        else:
+            rest.append(node)
+    return constant, rest
+
+
+def _movable(model: Model, node: Node, producers: dict[str, Node], users: dict[str, list[Node]]) -> bool:
+    following = users.get(node.outputs[0], [])
+    if [item.operator for item in following] != ["Cast"] or following[0].integers().get("to") != FLOAT:
+        return False
+    if len(node.inputs) != 3 or node.outputs[0] in model.outputs:
+        return False
+    quantised = _quantised(node.inputs[0], producers)
+    if not quantised or any(name in model.outputs for name in quantised):
+        return False
+    for name in quantised:
+        source = producers[name]
+        if source.operator == "QuantizeLinear":
+            zero = model.constant(source.inputs[2]) if len(source.inputs) == 3 else None
+            scale = model.constant(source.inputs[1])
+            same = source.inputs[2] == node.inputs[2] if len(source.inputs) == 3 else False
+            if not same or zero is None or zero.dtype != np.uint8 or zero.shape != () or int(zero) != _LARGEST:
+                return False
+            if scale is None or scale.shape != () or source.attributes:
+                return False
+    weights = _weights(model, node.inputs[1], producers)
+    if weights is None or weights.dtype != np.int8 or weights.ndim != 2:
+        return False
+    sums = np.abs(weights.astype(np.int64)).sum(axis=0)
+    return bool(_LARGEST * sums.max() < _EXACT)
+
+
+def _quantised(name: str, producers: dict[str, Node]) -> list[str]:
+    """A quantised value and, where it is put together, its parts; empty where anything else has made it."""
+    node = producers.get(name)
+    if node is None or node.operator not in ("QuantizeLinear", "Concat"):
+        return []
+    found = [name]
+    if node.operator == "Concat":
+        for part in node.inputs:
+            parts = _quantised(part, producers)
+            if not parts:
+                return []
+            found += parts
+    return found
+
+
+def _weights(model: Model, name: str, producers: dict[str, Node]) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
+    node = producers.get(name)
+    if node is not None:
+        table = model.constant(node.inputs[0]) if node.operator == "Transpose" else None
+        return None if table is None or table.ndim != 2 else table.T
+    return model.constant(name)
+
+
+def _float_weights(model: Model, name: str, producers: dict[str, Node], done: dict[str, str]) -> list[Node]:
+    """What widens integer weights, once for all who read them."""
+    if name in done:
+        return []
+    node = producers.get(name)
+    source = node.inputs[0] if node else name
+    wide = f"{_OURS}{name}.wide"
+    nodes = [Node("Cast", (source,), (wide,), (integer("to", FLOAT),))]
+    if node:
+        nodes.append(replace(node, inputs=(wide,), outputs=(f"{wide}.turned",)))
+        wide = f"{wide}.turned"
+    done[name] = wide
+    return nodes
+
+
+def _rounded(model: Model, node: Node) -> list[Node]:
+    """QuantizeLinear less its zero point, in fp32: divide, round half to even, and cut off what eight bits cannot hold."""
+    (name,) = node.outputs
+    for bound, limit in (("low", -128.0), ("high", 127.0)):
+        model.initializers.setdefault(f"{_OURS}{bound}", tensor(f"{_OURS}{bound}", np.array(limit, np.float32)))
+    return [
+        Node("Div", node.inputs[:2], (f"{_OURS}{name}.divided",)),
+        Node("Round", (f"{_OURS}{name}.divided",), (f"{_OURS}{name}.round",)),
+        Node("Clip", (f"{_OURS}{name}.round", f"{_OURS}low", f"{_OURS}high"), (name,)),
+    ]
