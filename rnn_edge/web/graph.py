@@ -208,7 +208,9 @@ def _quantised(name: str, producers: dict[str, Node]) -> list[str]:
     return found
 
 
-def _weights(model: Model, name: str, producers: dict[str, Node]) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
+def _weights(
+    model: Model, name: str, producers: dict[str, Node]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
     node = producers.get(name)
     if node is not None:
         table = model.constant(node.inputs[0]) if node.operator == "Transpose" else None

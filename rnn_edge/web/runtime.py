@@ -53,7 +53,9 @@ def locked() -> tuple[Package, ...]:
     """The packages of the lock file."""
     content = json.loads(_LOCK.read_text(encoding="utf-8"))
     return tuple(
-        Package(name, item["version"], {path: (entry["sha256"], entry["size"]) for path, entry in item["files"].items()})
+        Package(
+            name, item["version"], {path: (entry["sha256"], entry["size"]) for path, entry in item["files"].items()}
+        )
         for name, item in content.items()
     )
 
@@ -150,7 +152,9 @@ def _fetch(package: Package) -> bytes:
         f" npm pack {package.name}@{package.version} and give that folder with --runtime"
     )
     if not package.url.startswith(("https://", "http://")):
-        raise RnnEdgeError(f"npm's registry is {registry(package.name)}, which is no address", "npm config set registry")
+        raise RnnEdgeError(
+            f"npm's registry is {registry(package.name)}, which is no address", "npm config set registry"
+        )
     try:
         with urllib.request.urlopen(package.url, timeout=_TIMEOUT) as response:
             content: bytes = response.read(_LARGEST)

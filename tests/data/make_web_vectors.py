@@ -55,11 +55,17 @@ TRANSLATIONS: list[tuple[str, str, dict[str, Any]]] = [
 def make() -> dict[str, Any]:
     """All vectors."""
     return {
-        "noise": [_noise(*item) for item in ((0, 0, 0, 9), (1, 0, 7, 65), (2**40 + 3, 2, 2**33 + 1, 6), (2**64 - 1, 2**32 - 1, 3, 5))],
+        "noise": [
+            _noise(*item)
+            for item in ((0, 0, 0, 9), (1, 0, 7, 65), (2**40 + 3, 2, 2**33 + 1, 6), (2**64 - 1, 2**32 - 1, 3, 5))
+        ],
         "choices": [_choices(options) for options in CHOICES],
         "decoding": [_decoding(text.encode(), cuts) for text, cuts in (("a€b😀c", 1), ("é\ufeffz", 2))]
         + [_decoding(b"\xf0\x9f\x98A\xe2\x82\xff\xc3", 1), _decoding(b"\x80\xc0\xaf\xed\xa0\x80", 1)],
-        "stops": [_stops(*item) for item in ((["ab", "cd"], ["xa", "by"]), (["aab"], ["a", "a", "a", "b"]), (["\n\n"], ["a\n", "b\n"]))],
+        "stops": [
+            _stops(*item)
+            for item in ((["ab", "cd"], ["xa", "by"]), (["aab"], ["a", "a", "a", "b"]), (["\n\n"], ["a\n", "b\n"]))
+        ],
         "texts": [_text(*item) for item in TEXTS],
         "translations": [_translation(*item) for item in TRANSLATIONS],
     }
@@ -74,7 +80,11 @@ def _choices(options: dict[str, Any]) -> dict[str, Any]:
     """Rows of logits with ties, each chosen from in turn."""
     logits = (np.random.default_rng(1).normal(0, 3, (24, SIZE)) * 8).round().astype(np.float32) / np.float32(8)
     sampler = Sampler(SamplingOptions(**options), SIZE, seed=12345, step=2, recent=[1, 2, 3, 2], barred=5)
-    return {"options": options, "logits": (logits * 8).astype(int).tolist(), "ids": [sampler.choose(row) for row in logits]}
+    return {
+        "options": options,
+        "logits": (logits * 8).astype(int).tolist(),
+        "ids": [sampler.choose(row) for row in logits],
+    }
 
 
 def _decoding(content: bytes, size: int) -> dict[str, Any]:
@@ -88,14 +98,25 @@ def _decoding(content: bytes, size: int) -> dict[str, Any]:
 
 def _stops(stops: list[str], pieces: list[str]) -> dict[str, Any]:
     stop = StopFilter(stops)
-    return {"stops": stops, "pieces": pieces, "found": [list(stop.push(piece)) for piece in pieces], "rest": stop.flush()}
+    return {
+        "stops": stops,
+        "pieces": pieces,
+        "found": [list(stop.push(piece)) for piece in pieces],
+        "rest": stop.flush(),
+    }
 
 
 def _text(bundle: str, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
     events = list(LanguageModel.load(ROOT / bundle, device="cpu").generate(prompt, **options))
     ids = [event.token for event in events if event.token is not None]
     given = {**options, "seed": str(options["seed"])}
-    return {"bundle": bundle, "prompt": prompt, "options": given, "ids": ids, "text": "".join(event.text for event in events)}
+    return {
+        "bundle": bundle,
+        "prompt": prompt,
+        "options": given,
+        "ids": ids,
+        "text": "".join(event.text for event in events),
+    }
 
 
 def _translation(bundle: str, text: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -112,4 +133,6 @@ def _translation(bundle: str, text: str, options: dict[str, Any]) -> dict[str, A
 
 if __name__ == "__main__":
     VECTORS.parent.mkdir(exist_ok=True)
-    VECTORS.write_text(json.dumps(make(), ensure_ascii=False, separators=(",", ":")).replace('],"', '],\n"') + "\n", encoding="utf-8")
+    VECTORS.write_text(
+        json.dumps(make(), ensure_ascii=False, separators=(",", ":")).replace('],"', '],\n"') + "\n", encoding="utf-8"
+    )

@@ -35,7 +35,9 @@ def program() -> str | None:
 class Chromium:
     """One browser with one page."""
 
-    def __init__(self, width: int = 1280, height: int = 900, *, dark: bool = False, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, width: int = 1280, height: int = 900, *, dark: bool = False, flags: tuple[str, ...] = ()
+    ) -> None:
         found = program()
         assert found is not None
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -77,7 +79,9 @@ class Chromium:
     def __enter__(self) -> Chromium:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.terminate()
         try:
             self._process.wait(10)
@@ -158,7 +162,9 @@ class Chromium:
         """Addresses that were asked for."""
         self.run("0")
         return [
-            event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
         ]
 
     def _receive(self, seconds: float) -> dict[str, Any]:

@@ -167,7 +167,10 @@ def test_every_byte_comes_through(name: str) -> None:
     bundle = open_bundle(ROOT / name)
     for role in bundle.manifest.graphs:
         content = bundle.graph(role)
-        assert onnx.load_from_string(read_model(content, role).encode()).graph.node == onnx.load_from_string(content).graph.node
+        assert (
+            onnx.load_from_string(read_model(content, role).encode()).graph.node
+            == onnx.load_from_string(content).graph.node
+        )
 
 
 def test_damaged_graphs_are_refused() -> None:

@@ -73,7 +73,9 @@ def test_the_keyboard_moves_through_text_and_units(browser: str, sites: Sites, s
         assert page.run("document.querySelector('.is-selected').position") == 3
         chosen = page.run("document.querySelector('.bar.is-chosen .bar-name').textContent")
         assert chosen == page.run(f"{TEXT}[3]").replace(" ", "␣").replace("\n", "⏎")
-        shares = page.run("[...document.querySelectorAll('.bar:not(.is-hidden) .bar-share')].map((item) => item.textContent)")
+        shares = page.run(
+            "[...document.querySelectorAll('.bar:not(.is-hidden) .bar-share')].map((item) => item.textContent)"
+        )
         assert len(shares) >= 10
         coloured = "document.querySelectorAll('.h1,.h2,.h3,.h4,.h5,.h6,.h7,.l1,.l2,.l3,.l4,.l5,.l6,.l7').length"
         assert page.run(coloured) == 0
@@ -97,7 +99,9 @@ def test_stop_ends_a_text(browser: str, sites: Sites, serve: Serve) -> None:
         page.wait_for(IDLE, 5)
         assert 3 < page.run("document.querySelectorAll('.token').length") < 500
         page.run("document.querySelector('footer button').click()")
-        assert page.wait_for("/^Yes/.exec(document.querySelector('.proof').textContent)?.input", 20).startswith("Yes: 256 steps")
+        assert page.wait_for("/^Yes/.exec(document.querySelector('.proof').textContent)?.input", 20).startswith(
+            "Yes: 256 steps"
+        )
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
@@ -186,4 +190,3 @@ def test_what_the_model_has_never_seen_is_named(browser: str, sites: Sites, serv
         page.run("document.querySelector('#prompt').value = 'Well'")
         page.run("document.querySelector('.primary').click()")
         page.wait_for(f"{IDLE} && document.querySelector('#alert').hidden", 20)
-

@@ -185,9 +185,7 @@ def test_other_bytes_are_refused(small: Path, tmp_path: Path) -> None:
         runtime_files(tmp_path / "nowhere")
 
 
-def test_the_registry_is_asked_once(
-    small: Path, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_registry_is_asked_once(small: Path, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "registry"
     for package in module.locked():
         target = root / package.name / "-" / f"{package.name.rpartition('/')[2]}-1.2.3.tgz"
@@ -206,7 +204,10 @@ def test_the_registry_is_asked_once(
 
 
 def test_a_registry_that_cannot_be_reached_is_named(
-    small: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path  # noqa: F811
+    small: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
     code, out, err = cli("web", "lstm", "-o", "site")
@@ -223,7 +224,9 @@ def test_npms_own_settings_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     settings = tmp_path / "npmrc"
     monkeypatch.setenv("NPM_CONFIG_USERCONFIG", str(settings))
     assert registry("onnxruntime-web") == "https://registry.npmjs.org"
-    settings.write_text("; mine\nregistry = https://a.example/npm/\n@huggingface:registry=https://b.example\n", encoding="utf-8")
+    settings.write_text(
+        "; mine\nregistry = https://a.example/npm/\n@huggingface:registry=https://b.example\n", encoding="utf-8"
+    )
     assert registry("onnxruntime-web") == "https://a.example/npm"
     assert registry("@huggingface/tokenizers") == "https://b.example"
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "https://c.example/")
