@@ -70,6 +70,16 @@ def _c_function(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
+def gradient_scale(device: torch.device, precision: Literal["fp32", "bf16"]) -> float:
+    """What the loss is multiplied by before the way back, and gradients are divided by after it: a power of two.
+
+    On CUDA, PyTorch's autocast runs cuDNN's recurrent kernels in fp16 whatever it is asked for, and gradients of a mean
+    over thousands of tokens lie where fp16 has few bits or none. A mean gradient of 64 in any element is too large then;
+    ``clip_norm`` is far below.
+    """
+    return 1024.0 if device.type == "cuda" and precision == "bf16" else 1.0
+
+
 def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[object]:
     """Mixed precision for a block; weights and optimiser stay fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -4,6 +4,7 @@ Layers are separate one-layer modules, so that each is a fused kernel and dropou
 Symbols in shape comments: T steps, B streams, H hidden.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -119,7 +120,10 @@ def run_layer(layer: nn.Module, x: Tensor, state: LayerState | None, weight_drop
     if state is not None:
         stacked = tuple(tensor.unsqueeze(0) for tensor in state)  # the fused kernels want [1, B, H]
         arguments = (x, stacked if len(stacked) == 2 else stacked[0])
-    y, new = functional_call(layer, weights, arguments)
+    with warnings.catch_warnings():
+        if weights:  # that cuDNN copies the weights into one block at every call is what new ones at every call cost
+            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        y, new = functional_call(layer, weights, arguments)
     return y, tuple(tensor.squeeze(0) for tensor in (new if isinstance(new, tuple) else (new,)))
 
 

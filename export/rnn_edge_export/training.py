@@ -17,6 +17,7 @@ from rnn_edge_export.checkpoint import Best, load_checkpoint, module_tensors, re
 from rnn_edge_export.distributed import World
 from rnn_edge_export.hardware import (
     autocast,
+    gradient_scale,
     keep_freed_memory,
     release_freed_memory,
     resolve_device,
@@ -65,6 +66,7 @@ class Trainer(Generic[BatchT, ModelT]):
         training = self.recipe.training
         self.device = resolve_device(device)
         self.precision = resolve_precision(training.precision, self.device)
+        self._scale = gradient_scale(self.device, self.precision)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.state = TrainingState(task, self.device, world, None if resume else initial)
@@ -173,10 +175,12 @@ class Trainer(Generic[BatchT, ModelT]):
                 found = self.task.loss(self.state.model, batch, self.device)
             total = self._agree(found.tokens)
             share = found.tokens / total / len(batches)
-            (found.objective * share).backward()
+            (found.objective * (share * self._scale)).backward()
             mean += found.loss.detach() * share
             tokens += total
         self.world.sum_gradients(self.state.model.parameters())
+        if self._scale != 1:
+            torch._foreach_div_([p.grad for p in self.state.model.parameters() if p.grad is not None], self._scale)
         norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), training.clip_norm)
         rate = self._rate() * sum(map(self.task.rate, batches)) / len(batches)
         for group in self.state.optimizer.param_groups:

@@ -99,9 +99,9 @@ def test_dynamic_evaluation_is_that_of_the_cpu(cell: Literal["lstm", "gru"]) -> 
             dynamic_loss(model, tokens, DynamicRule(*rule), roots)
             for rule, roots in (
                 ((0.1, 0.01, 10), None),
-                ((0.001, 0.01, 10), statistics),
+                ((0.0001, 0.01, 10), statistics),  # ten times that, and float64 differs from float32 by 0.03
             )
         ]
         found.append([carried_loss(model, tokens), *losses])
-    assert found[0] == pytest.approx(found[1], abs=0.01)  # products on a GPU are rounded to TF32
-    assert found[1][2] < found[1][0] - 0.1
+    assert found[0] == pytest.approx(found[1], abs=0.002)  # products on a GPU are rounded to TF32
+    assert found[1][2] < found[1][0] - 0.005
