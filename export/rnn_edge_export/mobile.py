@@ -8,6 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,8 @@ def add_mobile_graphs(bundle: Bundle, output: Path, *, force: bool = False) -> t
     converted = _convert({file: contents[file] for file in manifest.graphs.values()}, manifest)
     with new_folder(output, force=force) as folder:
         checks = run_checks(_compare(contents | converted, manifest))
-        write_bundle(folder, manifest, contents | converted)
+        versions = manifest.versions | {"onnxruntime (.ort)": onnxruntime.__version__}
+        write_bundle(folder, replace(manifest, versions=versions), contents | converted)
     return read_bundle(output), checks
 
 

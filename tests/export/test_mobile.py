@@ -46,6 +46,7 @@ def test_a_bundle_gets_its_graphs_in_the_other_format_too(path: Path, tmp_path: 
     assert [check.difference for check in checks] == [0.0] * len(graphs)
     assert all(finding.passed for finding in verify(bundle, device="cpu"))
     assert bundle.manifest.digest == read_bundle(path).manifest.digest
+    assert bundle.manifest.versions["onnxruntime (.ort)"] == onnxruntime.__version__
     listed = required(bundle.path)
     for file in graphs.values():
         content = bundle.read(file.replace(".onnx", ".ort"))
