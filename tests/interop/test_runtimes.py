@@ -46,6 +46,8 @@ def tract(bundle: Bundle, role: str) -> Run:
     inputs = [model.input_name(index) for index in range(model.input_count())]
     outputs = ["logits", *(["attention"] if manifest.memory else []), *(pair.output for pair in manifest.state)]
     assert model.output_count() == len(outputs)
+    assert inputs[0] == "token"
+    assert inputs[-len(manifest.state) :] == [pair.input for pair in manifest.state]
     runnable = model.into_runnable()
 
     def run(values: Arrays) -> Arrays:
