@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from rnn_edge.bundle import Bundle, read_bundle
 from rnn_edge.errors import BundleError, InvalidValueError
 from rnn_edge.files import new_folder
-from rnn_edge.manifest import Manifest
-from rnn_edge.providers import first_line, open_session
+from rnn_edge.manifest import Manifest, Precision
+from rnn_edge.onnx_file import summarise
+from rnn_edge.providers import first_line, open_session, run_failure
 from rnn_edge.stepper import LENGTHS
 from rnn_edge.verification import difference
 from rnn_edge_export.onnx_export import check_replaceable, write_bundle
@@ -51,13 +52,23 @@ def add_mobile_graphs(bundle: Bundle, output: Path, *, force: bool = False) -> t
         raise InvalidValueError(f"{output} is the bundle itself", "choose another folder")
     check_replaceable(output, force=force)
     manifest = bundle.manifest
+    check_precision(manifest.precision)
     contents = {file: bundle.read(file) for file in manifest.files if not is_mobile(file)}
-    converted = _convert({file: contents[file] for file in manifest.graphs.values()}, manifest)
+    converted = _convert({file: contents[file] for file in manifest.graphs.values()})
     with new_folder(output, force=force) as folder:
         checks = run_checks(_compare(contents | converted, manifest))
         versions = manifest.versions | {"onnxruntime (.ort)": onnxruntime.__version__}
         write_bundle(folder, replace(manifest, versions=versions), contents | converted)
     return read_bundle(output), checks
+
+
+def check_precision(precision: Precision) -> None:
+    """Raises BundleError for one that is of no use there."""
+    if precision == "fp16":
+        raise BundleError(
+            "fp16 weights are for CUDA: a processor would widen them again in every step",
+            "use fp32, int8 or int4 with --format ort",
+        )
 
 
 def is_mobile(file: str) -> bool:
@@ -70,16 +81,13 @@ def ort_name(file: str) -> str:
     return file.removesuffix(".onnx") + SUFFIX
 
 
-def _convert(graphs: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
+def _convert(graphs: Mapping[str, bytes]) -> dict[str, bytes]:
     """The same graphs by the names of their new files, and the list of operators."""
-    if manifest.precision == "fp16":
-        raise BundleError(
-            "fp16 weights are for CUDA: a processor would widen them again in every step",
-            "export fp32 or int8 with --format ort",
-        )
     with tempfile.TemporaryDirectory(prefix="rnn-edge-") as scratch:
         files = [Path(scratch) / ort_name(file) for file in graphs]
         for target, (file, content) in zip(files, graphs.items(), strict=True):
+            if summarise(content, file).external_data:
+                raise BundleError(f"{file} keeps tensors in other files", "export the bundle again, in one file")
             _save(_gather_first(content), target, file)
             _check_size(file, len(content), target.stat().st_size)
         config = Path(scratch) / CONFIG_FILE
@@ -131,7 +139,7 @@ def _gather_first(content: bytes) -> bytes:
     graph = model.graph
     stored = {item.name for item in graph.initializer}
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0] in stored}
-    for node in graph.node:
+    for node in list(graph.node):
         cast = casts.get(node.input[0]) if node.op_type == "Gather" else None
         if cast is not None and sum(cast.output[0] in other.input for other in graph.node) == 1:
             node.input[0], cast.input[0] = cast.input[0], f"{node.output[0]}_narrow"
@@ -170,7 +178,10 @@ def _compare(contents: Mapping[str, bytes], manifest: Manifest) -> Iterator[Chec
 
 def _run(session: "InferenceSession", inputs: Arrays) -> Arrays:
     names = [item.name for item in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    try:
+        return dict(zip(names, session.run(names, inputs), strict=True))
+    except Exception as error:  # the runtime's exceptions share no base class
+        raise run_failure("the bundle", error) from error
 
 
 def _distance(one: Arrays, other: Arrays) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,17 +114,43 @@ def test_graphs_that_would_grow_are_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == ["half"]
 
 
-def test_operators_that_the_runtime_cannot_convert_are_named(tmp_path: Path) -> None:
+def keep_a_tensor_elsewhere(graph: onnx.ModelProto) -> None:
+    tensor = graph.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret")
+
+
+def use_an_operator_of_ones_own(graph: onnx.ModelProto) -> None:
+    graph.graph.node[-1].domain = "com.example"
+    graph.opset_import.append(helper.make_opsetid("com.example", 1))
+
+
+def cut_the_embedding(graph: onnx.ModelProto) -> None:
+    embedding = next(item for item in graph.graph.initializer if item.name == "embedding")
+    embedding.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(embedding)[:2], "embedding"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (keep_a_tensor_elsewhere, "keeps tensors in other files"),
+        (use_an_operator_of_ones_own, r"cannot convert step\.onnx: .*com\.example"),
+        (cut_the_embedding, "the graph fails"),
+    ],
+)
+def test_bundles_from_elsewhere_that_cannot_be_converted(
+    change: Callable[[onnx.ModelProto], None], error: str, tmp_path: Path
+) -> None:
     from rnn_edge_export.onnx_export import write_bundle
 
     bundle = read_bundle(LSTM)
     files = {file: bundle.read(file) for file in bundle.manifest.files}
     graph = onnx.load_model_from_string(files["step.onnx"])
-    graph.graph.node[-1].domain = "com.example"
-    graph.opset_import.append(helper.make_opsetid("com.example", 1))
+    change(graph)
     (tmp_path / "own").mkdir()
     write_bundle(tmp_path / "own", bundle.manifest, files | {"step.onnx": graph.SerializeToString()})
-    with pytest.raises(BundleError, match=r"cannot convert step\.onnx: .*com\.example"):
+    with pytest.raises(BundleError, match=error):
         add_mobile_graphs(read_bundle(tmp_path / "own"), tmp_path / "b")
     assert names(tmp_path) == ["own"]
 
@@ -198,6 +225,9 @@ def test_a_bundle_that_exists_already(tmp_path: Path, cli: Cli, monkeypatch: pyt
 
 def test_mistakes_are_named(tmp_path: Path, cli_error: CliError) -> None:
     output = tmp_path / "b"
+    # Before anything else is looked at.
+    error, _ = cli_error("export", tmp_path / "nothing", "-o", output, "--format", "ort", "--precision", "fp16")
+    assert "fp16 weights are for CUDA" in error
     error, _ = cli_error("export", LSTM, "-o", output, "--format", "tflite", code=2)
     assert "--format tflite is unknown" in error
     error, hint = cli_error("export", LSTM, "-o", output, "--format", "ort", "--precision", "int8", code=2)

@@ -64,6 +64,7 @@ def export(
         from rnn_edge.bundle import read_bundle
         from rnn_edge.files import check_output
         from rnn_edge.text_files import read_text
+        from rnn_edge_export.mobile import check_precision
         from rnn_edge_export.onnx_export import check_replaceable, export_bundle
         from rnn_edge_export.quantisation.quantise import check_block_size, check_material
 
@@ -74,8 +75,10 @@ def export(
             typer.echo(f"{output}: {bundle.size / 1e6:.1f} MB, {run} with graphs for phones", err=True)
             return
         if precision != "fp32":
-            known_precision(precision)
+            chosen = known_precision(precision)
             check_block_size(block_size)
+            if format == "ort":
+                check_precision(chosen)
         elif data or max_loss_increase is not None:
             raise InvalidValueError(
                 "--data and --max-loss-increase are for other precisions than fp32", "leave them out"
