@@ -19,7 +19,9 @@ from rnn_edge_export.cli.quantize import (
 )
 
 if TYPE_CHECKING:
+    from rnn_edge.bundle import Bundle
     from rnn_edge_export.language_model.export import LanguageModelSource
+    from rnn_edge_export.parity import Check
     from rnn_edge_export.translation.export import TranslationSource
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -27,7 +29,9 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run.", metavar="RUN")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a training run; with --format ort a bundle too.", metavar="RUN")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.", show_default=False)],
     lowering: Annotated[str, typer.Option(help="How a cell becomes ONNX.", metavar="operator|cell")] = "operator",
     precision: Annotated[
@@ -37,6 +41,10 @@ def export(
     data: DataOption = None,
     max_loss_increase: IncreaseOption = None,
     block_size: BlockOption = 32,
+    format: Annotated[  # noqa: A002
+        str,
+        typer.Option(help="ort adds the graphs for reduced builds of ONNX Runtime, as on phones.", metavar="onnx|ort"),
+    ] = "onnx",
     name: Annotated[str | None, typer.Option(help="Name of the bundle; else that of its folder.")] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown to add to the model card.")] = None,
     force: Annotated[
@@ -50,17 +58,27 @@ def export(
     """
     if lowering not in ("operator", "cell"):
         raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")
+    if format not in ("onnx", "ort"):
+        raise InvalidValueError(f"--format {format} is unknown", "use onnx or ort")
     with workstation():
         from rnn_edge.bundle import read_bundle
         from rnn_edge.files import check_output
-        from rnn_edge.render import show_checks
         from rnn_edge.text_files import read_text
+        from rnn_edge_export.mobile import check_precision
         from rnn_edge_export.onnx_export import check_replaceable, export_bundle
         from rnn_edge_export.quantisation.quantise import check_block_size, check_material
 
+        if format == "ort" and (path := _find_bundle(run)):
+            if precision != "fp32" or lowering != "operator" or data or max_loss_increase is not None or name or notes:
+                raise InvalidValueError(f"{run} is a bundle already", "give no other option than --force with it")
+            bundle = _add_mobile(read_bundle(path), output, force=force)
+            typer.echo(f"{output}: {bundle.size / 1e6:.1f} MB, {run} with graphs for phones", err=True)
+            return
         if precision != "fp32":
-            known_precision(precision)
+            chosen = known_precision(precision)
             check_block_size(block_size)
+            if format == "ort":
+                check_precision(chosen)
         elif data or max_loss_increase is not None:
             raise InvalidValueError(
                 "--data and --max-loss-increase are for other precisions than fp32", "leave them out"
@@ -75,19 +93,19 @@ def export(
         check_replaceable(output, force=force)
         check_output(output, force=force, folder=True)
         with tempfile.TemporaryDirectory(prefix="rnn-edge-") as scratch:
-            place = output if precision == "fp32" else Path(scratch) / "fp32"
+            whole = output if format == "onnx" else Path(scratch) / "onnx"
             bundle, checks = export_bundle(
                 source,
-                place,
+                whole if precision == "fp32" else Path(scratch) / "fp32",
                 name=name,
                 lowering=lowering,  # type: ignore[arg-type]  # checked above
                 force=force,
             )
-            show_checks([(check.name, f"{check.difference:.1e}", f"{check.tolerance:.0e}") for check in checks])
+            _show(checks)
             if precision != "fp32":
                 quantise_to(
                     bundle,
-                    output,
+                    whole,
                     known_precision(precision),
                     name,
                     material,
@@ -95,11 +113,37 @@ def export(
                     block_size,
                     force=force,
                 )
-                bundle = read_bundle(output)
+                bundle = read_bundle(whole)
+            if format == "ort":
+                bundle = _add_mobile(bundle, output, force=force)
     command = "translate" if bundle.manifest.task == "translation" else "generate"
     typer.echo(
         f"{output}: {bundle.size / 1e6:.1f} MB, verified against PyTorch; try: rnn-edge {command} {output}", err=True
     )
+
+
+def _find_bundle(run: Path) -> Path | None:
+    """The bundle that ``run`` is, or names."""
+    from rnn_edge.bundle import find_bundles
+    from rnn_edge.manifest import MANIFEST_NAME
+
+    if run.exists():
+        return run if (run / MANIFEST_NAME).is_file() else None
+    return next((path for path in find_bundles() if path.name == str(run)), None)
+
+
+def _add_mobile(bundle: "Bundle", output: Path, *, force: bool) -> "Bundle":
+    from rnn_edge_export.mobile import add_mobile_graphs
+
+    bundle, checks = add_mobile_graphs(bundle, output, force=force)
+    _show(checks)
+    return bundle
+
+
+def _show(checks: "list[Check]") -> None:
+    from rnn_edge.render import show_checks
+
+    show_checks([(check.name, f"{check.difference:.1e}", f"{check.tolerance:.0e}") for check in checks])
 
 
 def _load(run: Path) -> "LanguageModelSource | TranslationSource":

@@ -54,6 +54,7 @@ def quantize(
     """
     with workstation():
         from rnn_edge.bundle import open_bundle
+        from rnn_edge.render import note
 
         found = open_bundle(bundle)
         quantise_to(
@@ -66,6 +67,7 @@ def quantize(
             block_size,
             force=force,
         )
+        note(f"wrote {output}")
 
 
 def known_precision(precision: str) -> "Precision":
@@ -125,7 +127,6 @@ def quantise_to(
     render.note(f"measured on {found.tokens:,} tokens of {found.data}{few}")
     if precision == "fp16":
         render.note("a CPU computes with fp16 weights in fp32: they halve the file, and are faster on CUDA only")
-    render.note(f"wrote {output}")
 
 
 def read_material(task: "Task", data: list[Path] | None, encoding: str) -> "Material":

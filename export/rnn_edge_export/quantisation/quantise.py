@@ -15,6 +15,7 @@ from rnn_edge.manifest import Manifest, Precision, Task
 from rnn_edge.stepper import graph_metadata
 from rnn_edge.tokenizer import load_tokenizer
 from rnn_edge_export import golden, model_card
+from rnn_edge_export.mobile import is_mobile
 from rnn_edge_export.onnx_export import CARD_FILE, check_replaceable, versions, write_bundle
 from rnn_edge_export.quantisation.bounds import find_bounds, find_state_bounds
 from rnn_edge_export.quantisation.gate import (
@@ -180,7 +181,7 @@ def _draft(bundle: Bundle, precision: Precision, name: str, block_size: int) -> 
         golden_translations=(),
         versions=versions(),
     )
-    contents = {file: bundle.read(file) for file in bundle.manifest.files}
+    contents = {file: bundle.read(file) for file in bundle.manifest.files if not is_mobile(file)}
     bounds = input_bounds({role: contents[file] for role, file in manifest.graphs.items()}, manifest)
     for role, file in manifest.graphs.items():
         contents[file] = round_graph(contents[file], bounds[role], manifest, block_size)
