@@ -74,8 +74,8 @@ def gradient_scale(device: torch.device, precision: Literal["fp32", "bf16"]) -> 
     """What the loss is multiplied by before the way back, and gradients are divided by after it: a power of two.
 
     On CUDA, PyTorch's autocast runs cuDNN's recurrent kernels in fp16 whatever it is asked for, and gradients of a mean
-    over thousands of tokens lie where fp16 has few bits or none. A mean gradient of 64 in any element is too large then;
-    ``clip_norm`` is far below.
+    over thousands of tokens lie where fp16 has few bits or none. What is too large then, a gradient of 64 in one
+    element, is far above any ``clip_norm``.
     """
     return 1024.0 if device.type == "cuda" and precision == "bf16" else 1.0
 

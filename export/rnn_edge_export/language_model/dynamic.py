@@ -11,13 +11,13 @@ that training has moved most may change most, and are drawn back most. The avera
 authors compute it, so that their η and λ are the ones here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnn_edge.errors import DataError, InvalidValueError
@@ -57,28 +57,28 @@ def dynamic_loss(
 ) -> float:
     """Mean loss of ``tokens`` [N] in nats: every token but the first, each by weights that have not seen it.
 
-    The RMS rule where there are ``statistics`` (√MS of each parameter), else SGD. The model's weights are afterwards
-    what they were.
+    The RMS rule where there are ``statistics`` (√MS of each parameter), else SGD. The model itself stays as it is.
     """
     count = len(tokens) - 1
-    state, total = model.zero_state(1), 0.0
-    with _learning(model) as parameters:
-        trained = [parameter.detach().clone() for parameter in parameters]
-        scales, pulls = _factors(trained, rule, statistics)
-        for start in range(0, count, rule.window):
-            stop = min(start + rule.window, count)
-            window = _window(model, tokens[start : stop + 1, None])
-            logits, state = model(window[:-1], detach(state))
-            loss = F.cross_entropy(logits.float().flatten(0, 1), window[1:].flatten(), reduction="sum")
-            total += loss.item()
-            gradients = torch.autograd.grad(loss / (stop - start), parameters)
-            with torch.no_grad():
-                for parameter, gradient, first, scale, pull in zip(
-                    parameters, gradients, trained, scales, pulls, strict=True
-                ):
-                    parameter += pull * (first - parameter) - scale * gradient
-            progress(stop, count)
-    return total / count
+    learner = _learner(model)
+    parameters, state = list(learner.parameters()), learner.zero_state(1)
+    trained = [parameter.detach().clone() for parameter in parameters]
+    total = trained[0].new_zeros((), dtype=torch.float64)  # read once, at the end: a GPU runs behind the program
+    scales, pulls = _factors(trained, rule, statistics)
+    for start in range(0, count, rule.window):
+        stop = min(start + rule.window, count)
+        window = _window(model, tokens[start : stop + 1, None])
+        logits, state = learner(window[:-1], detach(state))
+        loss = F.cross_entropy(logits.float().flatten(0, 1), window[1:].flatten(), reduction="sum")
+        gradients = torch.autograd.grad(loss / (stop - start), parameters)
+        with torch.no_grad():
+            total += loss
+            for parameter, gradient, first, scale, pull in zip(
+                parameters, gradients, trained, scales, pulls, strict=True
+            ):
+                parameter.lerp_(first, pull).addcmul_(scale, gradient, value=-1)
+        progress(stop, count)
+    return total.item() / count
 
 
 def gradient_statistics(
@@ -96,16 +96,16 @@ def gradient_statistics(
         )
     streams = min(_STREAMS, (len(tokens) - 1) // window)
     total = (len(tokens) - 1) // streams // window
-    state, count = model.zero_state(streams), 0
-    with _learning(model) as parameters:
-        squares = [torch.zeros_like(parameter) for parameter in parameters]
-        for inputs, targets in windows(tokens, streams, window):
-            logits, state = model(inputs.to(squares[0].device), detach(state))
-            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.to(squares[0].device).flatten())
-            for square, gradient in zip(squares, torch.autograd.grad(loss, parameters), strict=True):
-                square += gradient**2
-            count += 1
-            progress(count, total)
+    learner = _learner(model)
+    parameters, state, count = list(learner.parameters()), learner.zero_state(streams), 0
+    squares = [torch.zeros_like(parameter) for parameter in parameters]
+    for inputs, targets in windows(tokens, streams, window):
+        logits, state = learner(inputs.to(squares[0].device), detach(state))
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.to(squares[0].device).flatten())
+        for square, gradient in zip(squares, torch.autograd.grad(loss, parameters), strict=True):
+            square.addcmul_(gradient, gradient)
+        count += 1
+        progress(count, total)
     return [(square / count).sqrt() for square in squares]
 
 
@@ -121,21 +121,21 @@ def _factors(
     return scales, [(rule.decay * root / average).clamp(max=1) for root in statistics]
 
 
-@contextmanager
-def _learning(model: RecurrentLanguageModel) -> Iterator[list[Tensor]]:
-    """Parameters that take gradients, without dropout; everything is put back at the end."""
-    parameters: list[Tensor] = list(model.parameters())
-    before = [(parameter.detach().clone(), parameter.requires_grad) for parameter in parameters]
-    training = model.training
-    model.eval().requires_grad_(True)
-    try:
-        # cuDNN differentiates its recurrent kernels only in training mode, where dropout is.
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            yield parameters
-    finally:
-        model.train(training)
-        for parameter, (value, wanted) in zip(parameters, before, strict=True):
-            parameter.requires_grad_(False).copy_(value).requires_grad_(wanted)
+def _learner(model: RecurrentLanguageModel) -> RecurrentLanguageModel:
+    """A copy that learns without dropout. It is in training mode, the only one that cuDNN differentiates."""
+    learner = copy.deepcopy(model)
+    learner.recipe = replace(
+        model.recipe,
+        embedding_dropout=0.0,
+        input_dropout=0.0,
+        layer_dropout=0.0,
+        output_dropout=0.0,
+        weight_drop=0.0,
+    )
+    for layer in learner.layers:
+        if isinstance(layer, nn.RNNBase):
+            layer.flatten_parameters()  # a copy's weights are not in one block
+    return learner.train().requires_grad_(True)
 
 
 def _window(model: RecurrentLanguageModel, tokens: Tokens) -> Tensor:
