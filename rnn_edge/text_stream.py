@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,6 +148,16 @@ class TextStream:
         self.unread -= tokens
         self.pending = self._prompt[-1 - self.unread]
 
+    def upcoming(self, tokens: int) -> list[int]:
+        """The next so many tokens of the prompt after ``pending``, as far as there are any."""
+        start = len(self._prompt) - self.unread
+        return self._prompt[start : start + tokens]
+
+    @property
+    def left(self) -> int:
+        """How many tokens may still be chosen."""
+        return sys.maxsize if self._options.max_tokens < 0 else self._options.max_tokens - self.count
+
     def note_read(self) -> None:
         """The prompt is fed whole, which ends its time."""
         self._read = perf_counter()
@@ -170,6 +181,22 @@ class TextStream:
         if self.count == self._options.max_tokens:
             self.finish_reason = "length"
         return text
+
+    def extend(self, tokens: Sequence[int]) -> str:
+        """``push`` for several tokens; those after the end of the text are passed over."""
+        if self._stop:  # token by token, since what is found in mid-way counts
+            return "".join([self.push(token) for token in tokens if not self.finish_reason])
+        tokens, end = tokens[: self.left], self._options.end
+        ended = end in tokens
+        written = tokens[: tokens.index(end)] if end is not None and ended else tokens
+        tokens = tokens[: len(written) + ended]
+        self.pending = tokens[-1]
+        self.recent.extend(tokens)
+        self._first = self._first or perf_counter()
+        self.count += len(tokens)
+        if ended or not self.left:
+            self.finish_reason = "end" if ended else "length"
+        return self._decoder.push_all(written)
 
     def close(self) -> tuple[str, Timings]:
         """What was held back, now that no token follows, and the time it all took."""
