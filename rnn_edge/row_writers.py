@@ -19,7 +19,8 @@ from rnn_edge.text_stream import TextOptions
 Given = Mapping[int, Sequence[int]]  # of some rows the tokens that come first whatever the model thinks: their prompt
 
 BURSTS_UP_TO = 32  # rows on the CPU
-_SHRINK_BELOW = 0.7  # of a batch still in use
+_SHRINK_BELOW = 0.7  # of a batch still in use, on the CPU
+_SMALL = 64  # rows, with which a GPU is not busy
 
 
 class RowWriter(Protocol):
@@ -47,11 +48,13 @@ class RowWriter(Protocol):
 def smaller_batch(graph: StepGraph, batch: int, used: int) -> int:
     """The size of batch to go on with when no more rows are used, so that making it anew pays.
 
-    On CUDA powers of two, for each size takes time to capture, and large batches are hardly slower.
+    On CUDA in few and large steps: each size takes time to capture, and small batches are no faster.
     """
     if graph.device == "cpu":
         return used if used < _SHRINK_BELOW * batch else batch
-    return min(batch, 1 << (used - 1).bit_length())
+    while batch >= 4 * _SMALL and used <= batch // 4:
+        batch //= 4
+    return batch
 
 
 def burst_depth(graph: StepGraph, options: TextOptions, batch: int) -> int:

@@ -166,25 +166,28 @@ def test_how_long_bursts_are() -> None:
 def test_how_batches_get_smaller(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [smaller_batch(model.graph, 100, used) for used in (99, 70, 69, 1)] == [100, 100, 69, 1]
     monkeypatch.setattr(model.graph, "device", "cuda")
-    assert [smaller_batch(model.graph, 100, used) for used in (99, 65, 64, 33, 3, 1)] == [100, 100, 64, 64, 4, 1]
+    assert [smaller_batch(model.graph, 255, used) for used in (255, 1)] == [255, 255]
+    assert [smaller_batch(model.graph, 4100, used) for used in (4100, 1026, 1025, 257, 65, 1)] == [
+        *(4100, 4100, 1025, 1025, 256, 64)
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
 def test_batches_that_keep_idle_rows(
     model: LanguageModel, way: Callable[[bool], list[int]], monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
-    """As on CUDA, where sizes are powers of two."""
+    """As on CUDA, where batches get smaller in few steps."""
     settings: dict[str, Any] = {"batch_size": 11, "max_tokens": 30, "seed": 3, "temperature": temperature}
     way(False)
     expected = [text.text for text in model.generate_batch(PROMPTS, **settings).texts()]
     way(True)
     sizes: list[int] = []
 
-    def powers_of_two(graph: object, batch: int, used: int) -> int:
+    def power_of_two(graph: object, batch: int, used: int) -> int:
         sizes.append(min(batch, 1 << (used - 1).bit_length()))
         return sizes[-1]
 
-    monkeypatch.setattr("rnn_edge.batch_generation.smaller_batch", powers_of_two)
+    monkeypatch.setattr("rnn_edge.batch_generation.smaller_batch", power_of_two)
     assert [text.text for text in model.generate_batch(PROMPTS, **settings).texts()] == expected
     assert set(sizes) >= {8, 4}
 
