@@ -64,7 +64,7 @@ class BatchGeneration(Iterator[Event]):
         self._state = state or zero_state(graph.manifest)
         self._shared = shared
         self.cancelled = False  # whether it was, so that prompts may be left that no event tells of
-        self._whole = False  # whether nobody looks at single tokens: then events have those of a burst, joined
+        self._whole = False  # whether nobody looks at single tokens: then there are no events but the last of each text
         self._events = self._run()
 
     def __next__(self) -> Event:
@@ -98,7 +98,10 @@ class BatchGeneration(Iterator[Event]):
                 for row, text, tokens, opinions in chosen:
                     if text.count == 0:
                         text.note_read()
-                    yield from self._told(text, tokens, opinions)
+                    if self._whole:
+                        text.extend(tokens)
+                    else:
+                        yield from _told(text, tokens, opinions)
                     if text.finish_reason:
                         yield _end(text)
                         freed.append(row)
@@ -108,15 +111,6 @@ class BatchGeneration(Iterator[Event]):
                 yield _end(remaining)
         if self._error:
             raise self._error
-
-    def _told(self, text: TextStream, tokens: list[int], opinions: list[float] | None) -> Iterator[Event]:
-        if self._whole:
-            yield Event(text.extend(tokens), None, None, None, None, text.stream)
-            return
-        for step, token in enumerate(tokens):
-            yield Event(text.push(token), token, opinions[step] if opinions else None, None, None, text.stream)
-            if text.finish_reason:
-                break
 
     def _read_shared(self) -> State:
         """The state that every text begins with."""
@@ -241,3 +235,11 @@ def in_order(events: Iterable[Event]) -> Iterator[Event]:
 def _end(text: TextStream) -> Event:
     rest, timings = text.close()
     return Event(rest, None, None, text.finish_reason, timings, text.stream)
+
+
+def _told(text: TextStream, tokens: list[int], opinions: list[float] | None) -> Iterator[Event]:
+    """An event for each token, up to the one that ends the text."""
+    for step, token in enumerate(tokens):
+        yield Event(text.push(token), token, opinions[step] if opinions else None, None, None, text.stream)
+        if text.finish_reason:
+            break

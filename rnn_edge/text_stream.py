@@ -130,6 +130,8 @@ class TextStream:
         self._decoder = StreamDecoder(tokenizer, bytes.fromhex(before.held_bytes))
         self._stop = StopFilter(options.stop) if options.stop else None
         self._held_bytes = b""
+        self._pieces: list[str] = []  # what ``close`` tells: text,
+        self._undecoded: list[int] = []  # and tokens after it
         ids = list(prompt) if before.pending is None else [before.pending, *prompt]
         if not ids:
             ids = [
@@ -182,30 +184,30 @@ class TextStream:
             self.finish_reason = "length"
         return text
 
-    def extend(self, tokens: Sequence[int]) -> str:
-        """``push`` for several tokens; those after the end of the text are passed over."""
+    def extend(self, tokens: Sequence[int]) -> None:
+        """``push`` for several tokens, whose text comes with ``close``; those after the end are passed over."""
         if self._stop:  # token by token, since what is found in mid-way counts
-            return "".join([self.push(token) for token in tokens if not self.finish_reason])
+            self._pieces += [self.push(token) for token in tokens if not self.finish_reason]
+            return
         tokens, end = tokens[: self.left], self._options.end
-        ended = end in tokens
-        written = tokens[: tokens.index(end)] if end is not None and ended else tokens
-        tokens = tokens[: len(written) + ended]
+        ended = end is not None and end in tokens
+        if ended and end is not None:
+            tokens = tokens[: tokens.index(end) + 1]
         self.pending = tokens[-1]
         self.recent.extend(tokens)
         self._first = self._first or perf_counter()
         self.count += len(tokens)
         if ended or not self.left:
             self.finish_reason = "end" if ended else "length"
-        return self._decoder.push_all(written)
+        self._undecoded += tokens[:-1] if ended else tokens
 
     def close(self) -> tuple[str, Timings]:
         """What was held back, now that no token follows, and the time it all took."""
+        rest = "".join(self._pieces) + self._decoder.push_all(self._undecoded)
         self._held_bytes = self._decoder.pending  # flushed as U+FFFD below, yet the next text may complete them
-        rest = ""
         if self.finish_reason != "stop":
-            rest = self._decoder.flush()
-            if self._stop:
-                rest = self._stop.push(rest)[0] + self._stop.flush()
+            last = self._decoder.flush()
+            rest += self._stop.push(last)[0] + self._stop.flush() if self._stop else last
         now = perf_counter()
         read = self._read or now
         first = self._first or read
