@@ -8,14 +8,16 @@ from itertools import islice
 
 import numpy as np
 
-from rnn_edge.batch_sampling import BatchSampler, Ids, log_probability_rows
 from rnn_edge.events import Event, FinishReason, Timings
 from rnn_edge.memory import check_batch
+from rnn_edge.row_writers import burst_depth, row_writer, smaller_batch
 from rnn_edge.state import State, zero_state
 from rnn_edge.stepper import StepGraph
 from rnn_edge.text_stream import TextOptions, TextStream
 
-_SHRINK_BELOW = 0.7  # of the rows still in use, once no text waits: then buffers are made anew without the others
+_IDLE = 1 / 32  # of a burst at most goes to rows whose text is known to end in it
+
+Chosen = tuple[int, TextStream, list[int], list[float] | None]  # row, text, tokens; log probabilities where wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class GeneratedText:
 class BatchGeneration(Iterator[Event]):
     """Texts in the making: iterate for events, or over ``texts`` for whole ones; ``cancel`` to end all.
 
-    Each step feeds one token of every text: of its prompt as long as there is any, else the one chosen last.
+    Each step feeds one token of every text: of its prompt as long as there is any, else the one chosen last. Steps
+    come in bursts where the graph itself can choose.
     Memory depends on the size of the batch, not on the number of texts.
     """
 
@@ -50,7 +53,7 @@ class BatchGeneration(Iterator[Event]):
         Raises:
             InvalidValueError: ``batch_size`` is below one, or more than memory holds.
         """
-        check_batch(graph.manifest, batch_size)
+        check_batch(graph.manifest, batch_size, burst=burst_depth(graph, options, batch_size))
         self.seed = options.seed
         self.steps = 0  # of the whole batch so far, without those that read what is shared
         self._graph = graph
@@ -61,17 +64,19 @@ class BatchGeneration(Iterator[Event]):
         self._state = state or zero_state(graph.manifest)
         self._shared = shared
         self.cancelled = False  # whether it was, so that prompts may be left that no event tells of
+        self._whole = False  # whether nobody looks at single tokens: then there are no events but the last of each text
         self._events = self._run()
 
     def __next__(self) -> Event:
         return next(self._events)
 
     def cancel(self) -> None:
-        """End all texts after the step in the making; their last events say ``interrupt``. Safe in a signal handler."""
+        """End all texts with the step that is told; their last events say ``interrupt``. Safe in a signal handler."""
         self.cancelled = True
 
     def texts(self) -> Iterator[GeneratedText]:
         """Whole texts in the order of their prompts, each as soon as it and all before it are finished."""
+        self._whole = True
         pieces: list[str] = []
         for event in in_order(self):
             pieces.append(event.text)
@@ -87,10 +92,16 @@ class BatchGeneration(Iterator[Event]):
         if first:
             rows = _Rows(self._graph, first, start, self._options)
             while not self.cancelled and any(rows.texts):
-                freed = []
-                self.steps += 1
-                for row, text, token, opinion in rows.step():
-                    yield Event(text.push(token), token, opinion, None, None, text.stream)
+                freed: list[int] = []
+                chosen = rows.run()
+                self.steps += rows.steps
+                for row, text, tokens, opinions in chosen:
+                    if text.count == 0:
+                        text.note_read()
+                    if self._whole:
+                        text.extend(tokens)
+                    else:
+                        yield from _told(text, tokens, opinions)
                     if text.finish_reason:
                         yield _end(text)
                         freed.append(row)
@@ -122,94 +133,77 @@ class BatchGeneration(Iterator[Event]):
 
 
 class _Rows:
-    """The rows of a batched stepper with the text of each, None where no text was left to take one."""
+    """The rows of a batch with the text of each, None where no text was left to take one."""
 
     def __init__(self, graph: StepGraph, texts: list[TextStream], start: State, options: TextOptions) -> None:
         """Every text begins with the state ``start``."""
-        self.texts: list[TextStream | None] = []
+        self.texts: list[TextStream | None] = list(texts)
         self._graph, self._start, self._options = graph, start, options
-        self._stepper = graph.stepper(len(texts))
-        self._stepper.load(start.fork(len(texts)))
-        self._sampler = BatchSampler(
-            options.sampling,
-            graph.manifest.tokenizer.vocabulary_size,
-            len(texts),
-            seed=options.seed,
-            barred=options.barred,
-        )
-        self._tokens: Ids = np.zeros(len(texts), np.int64)
-        self._reading: set[int] = set()  # rows whose prompt goes on after the next step
-        self._begun: list[int] = []  # rows whose prompt ends with it
-        for row, text in enumerate(texts):
-            self.texts.append(text)
-            self._seat(row, text)
+        self._writer = row_writer(graph, options, len(texts))
+        self.steps = 0  # of the last run
+        self._seat(list(enumerate(texts)))
 
-    def step(self) -> list[tuple[int, TextStream, int, float | None]]:
-        """Feed a token of each text; for those whose prompt is over: row, text, next token and log probability."""
-        logits = self._stepper.step(self._tokens)
-        ready = [(row, text) for row, text in enumerate(self.texts) if text and row not in self._reading]
-        chosen: list[tuple[int, TextStream, int, float | None]] = []
-        if ready:
-            self._begin()
-            penalised = self._options.sampling.repeat_penalty != 1
-            recent = [text.recent if text else () for text in self.texts] if penalised else ()
-            ids = self._sampler.choose(logits, recent)
-            self._tokens[:] = ids
-            tokens = ids.tolist()
-            if self._options.log_probabilities:
-                opinions = log_probability_rows(logits, ids).tolist()
-                chosen = [(row, text, tokens[row], opinions[row]) for row, text in ready]
-            else:
-                chosen = [(row, text, tokens[row], None) for row, text in ready]
-        for row in list(self._reading):
+    def run(self) -> list[Chosen]:
+        """A step, or a burst of them → what the texts whose prompt is over have chosen."""
+        texts = [(row, text) for row, text in enumerate(self.texts) if text]
+        longest = self._writer.length
+        wanted = _burst([min(longest, text.unread + text.left) for _, text in texts], longest)
+        given = {row: text.upcoming(wanted) for row, text in texts if text.unread}
+        penalised = self._options.sampling.repeat_penalty != 1
+        recent = [text.recent if text else () for text in self.texts] if penalised else ()
+        found, opinions = self._writer.run(wanted, given, recent)
+        read = {row: min(len(tokens), len(found)) for row, tokens in given.items()}
+        for row, tokens in read.items():
             text = self.texts[row]
             assert text is not None
-            text.advance()
-            self._reading.remove(row)
-            self._seat(row, text)
+            text.advance(tokens)
+        self.steps = len(found)
+        by_row = found.T.tolist()
+        thoughts = opinions.T.tolist() if opinions is not None else None
+        chosen: list[Chosen] = []
+        for row, text in texts:
+            first = read.get(row, 0)
+            if first < len(found):
+                chosen.append((row, text, by_row[row][first:], thoughts[row][first:] if thoughts else None))
         return chosen
 
     def refill(self, freed: list[int], waiting: Iterator[TextStream]) -> None:
         """Give rows whose text is finished to those that wait; without any left the batch gets smaller."""
-        filled = []
+        seated = []
         for row in freed:
             text = self.texts[row] = next(waiting, None)
             if text:
-                self._seat(row, text)
-                filled.append(row)
-        if filled:
-            self._stepper.replace(np.array(filled)[:, None], self._start, {})
-        if len(filled) < len(freed):
-            kept = [row for row, text in enumerate(self.texts) if text]
-            if 0 < len(kept) < _SHRINK_BELOW * len(self.texts):
-                self._keep(kept)
+                seated.append((row, text))
+        if seated:
+            self._seat(seated)
+        if len(seated) < len(freed):
+            rows = sorted(range(len(self.texts)), key=lambda row: self.texts[row] is None)  # those in use first
+            used = sum(text is not None for text in self.texts)
+            size = smaller_batch(self._graph, len(rows), used) if used else len(rows)
+            if size < len(rows):
+                rows = rows[:size]
+                self._writer = self._writer.keep(rows)
+                self.texts = [self.texts[row] for row in rows]
 
-    def _seat(self, row: int, text: TextStream) -> None:
-        self._tokens[row] = text.pending
-        if text.unread:
-            self._reading.add(row)
-        else:
-            self._begun.append(row)
+    def _seat(self, texts: list[tuple[int, TextStream]]) -> None:
+        rows = [row for row, _ in texts]
+        self._writer.seat(rows, self._start, [text.pending for _, text in texts])
+        if self._writer.noise:
+            self._writer.noise.start(
+                rows,
+                [text.stream for _, text in texts],
+                [text.first_step for _, text in texts],
+                [text.unread for _, text in texts],
+            )
 
-    def _begin(self) -> None:
-        """Give the rows that choose for the first time their noise."""
-        if self._begun:
-            texts = [text for text in (self.texts[row] for row in self._begun) if text]
-            for text in texts:
-                text.note_read()
-            self._sampler.start(self._begun, [text.stream for text in texts], [text.first_step for text in texts])
-            self._begun = []
 
-    def _keep(self, rows: list[int]) -> None:
-        state = self._stepper.state()
-        self._stepper = self._graph.stepper(len(rows))
-        self._stepper.load(State({name: tensor[rows] for name, tensor in state.tensors.items()}))
-        self._sampler = self._sampler.take(rows)
-        self._tokens = self._tokens[rows]
-        self.texts = [self.texts[row] for row in rows]
-        place = {row: index for index, row in enumerate(rows)}
-        self._reading = {place[row] for row in self._reading}
-        self._begun = [place[row] for row in self._begun]
+def _burst(left: list[int], longest: int) -> int:
+    """How many steps to make at once where texts have so many left: rows that end before stay idle, but few may."""
+    if longest == 1:
+        return 1
+    ends = np.array(left)
+    steps = range(longest, 1, -1)
+    return next((count for count in steps if np.maximum(count - ends, 0).sum() <= _IDLE * count * len(ends)), 1)
 
 
 def in_order(events: Iterable[Event]) -> Iterator[Event]:
@@ -241,3 +235,11 @@ def in_order(events: Iterable[Event]) -> Iterator[Event]:
 def _end(text: TextStream) -> Event:
     rest, timings = text.close()
     return Event(rest, None, None, text.finish_reason, timings, text.stream)
+
+
+def _told(text: TextStream, tokens: list[int], opinions: list[float] | None) -> Iterator[Event]:
+    """An event for each token, up to the one that ends the text."""
+    for step, token in enumerate(tokens):
+        yield Event(text.push(token), token, opinions[step] if opinions else None, None, None, text.stream)
+        if text.finish_reason:
+            break

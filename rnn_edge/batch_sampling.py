@@ -18,29 +18,89 @@ _CHUNK = 65536  # and of these so many in one go, since each takes about a hundr
 Ids = NDArray[np.int64]
 
 
+class RowNoise:
+    """The noise of the rows of a batch, drawn for blocks of steps. A row belongs to a stream from ``start`` on."""
+
+    def __init__(self, vocabulary_size: int, batch: int, *, seed: int, least: int = 1, threads: int = 1) -> None:
+        """A block has ``least`` steps or more, drawn by so many threads."""
+        self._seed, self._size, self._least, self._threads = seed, vocabulary_size, least, threads
+        self._streams = np.zeros(batch, np.uint64)
+        self._steps = np.zeros(batch, np.uint64)  # the step that the next choice of a row is
+        self._waits = np.zeros(batch, np.int64)  # choices before the first that counts; below 0 after it
+        steps = max(least, min(64, _BLOCK // (batch * vocabulary_size)))
+        self._block: Logits = np.zeros((steps, batch, vocabulary_size), np.float32)
+        self._used = steps  # of the block, the same for all rows
+
+    def start(
+        self, rows: Sequence[int], streams: Sequence[int], steps: Sequence[int], waits: Sequence[int] | None = None
+    ) -> None:
+        """After ``waits[i]`` choices of ``rows[i]`` that do not count comes step ``steps[i]`` of ``streams[i]``."""
+        self._waits[rows] = 0 if waits is None else waits
+        self._streams[rows] = streams
+        self._steps[rows] = steps
+        self._steps[rows] -= self._waits[rows].astype(np.uint64)  # modulo 2⁶⁴, until the waiting is over
+        self._draw(np.array(rows), self._used)
+
+    def take(self, steps: int = 1) -> Logits:
+        """Noise [steps or fewer, batch, vocabulary] of the next choices: fewer at the end of a block, at least one.
+
+        Rows that still wait have anything there.
+        """
+        if self._used == len(self._block):
+            self._used = 0
+            self._draw(np.arange(len(self._streams)), 0)
+        taken = self._block[self._used : self._used + steps]
+        self._used += len(taken)
+        self._steps += np.uint64(len(taken))
+        self._waits -= len(taken)
+        return taken
+
+    def keep(self, rows: Sequence[int]) -> RowNoise:
+        """Noise that goes on with these rows."""
+        kept = RowNoise(self._size, len(rows), seed=self._seed, least=self._least, threads=self._threads)
+        kept._streams, kept._steps, kept._waits = self._streams[rows], self._steps[rows], self._waits[rows]
+        return kept
+
+    def _draw(self, rows: Ids, first: int) -> None:
+        """Noise of these rows for the rest of the block, the choice at ``first`` being the next."""
+        count = len(self._block) - first
+        rows = rows[self._waits[rows] < count]
+        chunk = max(1, _CHUNK // (max(1, count) * self._size))
+
+        def draw(some: Ids) -> None:
+            self._block[first:, some] = gumbel_noise_of_streams(
+                self._seed, self._streams[some], self._steps[some], count, self._size
+            )
+
+        chunks = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
+        if self._threads > 1 and len(chunks) > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(min(self._threads, len(chunks))) as pool:
+                list(pool.map(draw, chunks))
+        else:
+            for some in chunks:
+                draw(some)
+
+
 class BatchSampler:
-    """Choose ids for the rows of a batch. A row belongs to a stream of noise from ``start`` on."""
+    """Choose ids for the rows of a batch, with the noise of each where it is not greedy."""
 
     def __init__(
-        self, options: SamplingOptions, vocabulary_size: int, batch: int, *, seed: int, barred: int | None = None
+        self,
+        options: SamplingOptions,
+        vocabulary_size: int,
+        batch: int,
+        noise: RowNoise | None,
+        *,
+        barred: int | None = None,
     ) -> None:
         """The id ``barred`` is never chosen."""
         self._options = options
         self._barred = barred
-        self._seed, self._size = seed, vocabulary_size
-        self._streams = np.zeros(batch, np.uint64)
-        self._steps = np.zeros(batch, np.uint64)  # the step that the next choice of a row is
-        steps = min(64, max(1, _BLOCK // (batch * vocabulary_size)))
-        self._noise: Logits = np.zeros((0 if options.greedy else steps, batch, vocabulary_size), np.float32)
-        self._used = len(self._noise)  # of the steps drawn, the same for all rows
+        self._noise = noise
         self._scaled: Logits = np.empty((batch, vocabulary_size), np.float32)
         self._temperature = np.float32(options.temperature)
-
-    def start(self, rows: Sequence[int], streams: Sequence[int], steps: Sequence[int]) -> None:
-        """The next choice of ``rows[i]`` is that of step ``steps[i]`` in stream ``streams[i]``."""
-        self._streams[rows] = streams
-        self._steps[rows] = steps
-        self._draw(np.array(rows), self._used)
 
     def choose(self, logits: Logits, recent: Iterable[Sequence[int]] = ()) -> Ids:
         """The next id of each row for ``logits`` [batch, vocabulary].
@@ -52,35 +112,13 @@ class BatchSampler:
             logits = bar(logits, self._barred)
         if options.repeat_penalty != 1:
             logits = penalise_rows(logits, recent, options.repeat_penalty)
-        if options.greedy:
+        if self._noise is None:
             return _likeliest(logits)
         scaled = np.divide(logits, self._temperature, out=self._scaled)
         if options.filters:
             scaled = keep_likely_rows(scaled, options.top_k, options.top_p, options.min_p)
-        if self._used == len(self._noise):
-            self._used = 0
-            self._draw(np.arange(len(self._streams)), 0)
-        scaled += self._noise[self._used]
-        self._used += 1
-        self._steps += np.uint64(1)
+        scaled += self._noise.take()[0]
         return _likeliest(scaled)
-
-    def take(self, rows: Sequence[int]) -> BatchSampler:
-        """A sampler that goes on with these rows."""
-        taken = BatchSampler(self._options, self._size, len(rows), seed=self._seed, barred=self._barred)
-        taken.start(range(len(rows)), self._streams[rows].tolist(), self._steps[rows].tolist())
-        return taken
-
-    def _draw(self, rows: Ids, first: int) -> None:
-        """Noise of these rows for the rest of the block, the choice at ``first`` being the next."""
-        count = len(self._noise) - first
-        if not count:
-            return
-        chunk = max(1, _CHUNK // (count * self._size))
-        for some in (rows[start : start + chunk] for start in range(0, len(rows), chunk)):
-            self._noise[first:, some] = gumbel_noise_of_streams(
-                self._seed, self._streams[some], self._steps[some], count, self._size
-            )
 
 
 def _likeliest(logits: Logits) -> Ids:

@@ -1,4 +1,4 @@
-"""Many steps of one stream in one go: the graph itself chooses each token and feeds it to the next step.
+"""Many steps in one go: the graph itself chooses each token and feeds it to the next step.
 
 Python between two steps costs more than its own work, for the step has put everything else out of the caches. So the
 choice (``sampling``'s rule) is three more nodes of the graph, and a burst of steps runs without anything between them.
@@ -6,6 +6,7 @@ choice (``sampling``'s rule) is three more nodes of the graph, and a burst of st
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,12 @@ from rnn_edge.sampling import Logits
 from rnn_edge.state import State, zero_state
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rnn_edge.stepper import StepGraph
 
 DEPTH = 8  # steps of a burst at most, and states that are kept
+BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
 _TEMPERATURE, _NOISE, CHOICE = "temperature", "noise", "choice"
 
 
@@ -66,8 +70,11 @@ class Chooser:
         ]
         self._bindings = [self._bind(graph, slot) for slot in slots]
         self._options = [graph.capture() for _ in slots]
+        self._silence = np.zeros(size, np.float32)
+        self._noisy: set[int] = set()  # slots where noise was written
         self._slot = 0  # the one whose state and tokens come next
         self._ran = 0  # steps of the last burst
+        self.length = 1  # steps of the next burst: the first comes alone, then as many as take BURST_SECONDS
 
     def start(
         self, state: State, tokens: int | NDArray[np.int64], temperature: float, barred: int | None = None
@@ -77,22 +84,40 @@ class Chooser:
         At temperature 1 without noise the likeliest are chosen, but never the id ``barred``.
         """
         self._slot = self._ran = 0
+        self.length = 1
         for name, tensor in state.tensors.items():
             self._states[0][name].write(tensor)
         self._tokens[0].write(tokens)
         self._temperature.write(temperature)
-        silence = np.zeros(self._noise[0].array.shape[-1], np.float32)
+        self._silence[:] = 0
         if barred is not None:
-            silence[barred] = -np.inf
-        for buffer in self._noise:
-            buffer.write(silence)
+            self._silence[barred] = -np.inf
+        self._noisy = set(range(DEPTH))
+
+    def replace(self, rows: Sequence[int], state: State, tokens: Sequence[int]) -> None:
+        """These streams go on from the state of one stream, with these tokens to be fed."""
+        for name, tensor in state.tensors.items():
+            buffer = self._states[self._slot][name]
+            buffer.read()[rows] = tensor
+            buffer.send()
+        fed = self._tokens[self._slot]
+        fed.read()[rows] = tokens
+        fed.send()
 
     def run(self, count: int, noise: Logits | None = None) -> NDArray[np.int64]:
-        """``count`` steps, at most ``DEPTH``, with ``noise`` [count, vocabulary] → the tokens chosen [count, batch]."""
+        """``count`` steps, at most ``DEPTH`` → the tokens chosen [count, batch].
+
+        ``noise`` is [count, vocabulary] for all streams, or [count, batch, vocabulary].
+        """
         slots = [(self._slot + index) % DEPTH for index in range(count)]
-        if noise is not None:
-            for slot, row in zip(slots, noise, strict=True):
-                self._noise[slot].write(row)
+        for index, slot in enumerate(slots):
+            if noise is not None:
+                self._noise[slot].write(noise[index])
+                self._noisy.add(slot)
+            elif slot in self._noisy:
+                self._noise[slot].write(self._silence)
+                self._noisy.remove(slot)
+        began = perf_counter()
         try:
             for slot in slots:
                 self._run(self._bindings[slot], self._options[slot])
@@ -102,14 +127,23 @@ class Chooser:
         self._ran = count
         for slot in slots:
             self._tokens[(slot + 1) % DEPTH].read()
+        seconds = (perf_counter() - began) / count
+        self.length = max(1, min(DEPTH, int(BURST_SECONDS / max(seconds, 1e-9))))
         return self._ids[[(slot + 1) % DEPTH for slot in slots]]
 
     def logits(self, index: int) -> Logits:
         """Of step ``index`` of the last burst [batch, vocabulary]."""
         return self._logits[(self._slot - self._ran + index) % DEPTH].read()
 
-    def state(self, taken: int) -> State:
-        """A copy of the state after the first ``taken`` steps of the last burst, one or more."""
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """What is fed next [batch]; a view."""
+        fed: NDArray[np.int64] = self._ids[self._slot]
+        return fed
+
+    def state(self, taken: int | None = None) -> State:
+        """A copy of the state after the first ``taken`` steps of the last burst, one or more; None for all."""
+        taken = self._ran if taken is None else taken
         values = self._states[(self._slot - self._ran + taken) % DEPTH]
         return State({name: buffer.read().copy() for name, buffer in values.items()})
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from time import perf_counter
 from typing import TYPE_CHECKING, Unpack
 
 from rnn_edge.bundle import Bundle, open_bundle, require_task
-from rnn_edge.chooser import DEPTH
 from rnn_edge.errors import InvalidValueError, UnknownTokenError
 from rnn_edge.events import Event
 from rnn_edge.manifest import Manifest
@@ -24,8 +22,6 @@ from rnn_edge.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from rnn_edge.batch_generation import BatchGeneration
-
-_BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
 
 
 class LanguageModel:
@@ -255,19 +251,15 @@ class Generation(Iterator[Event]):
         chooser = self._graph.borrow_chooser(self)
         temperature = 1.0 if sampling.greedy else sampling.temperature
         chooser.start(self._stepper.state(), text.pending, temperature, options.barred)
-        count, taken, opinion = 1, 0, None
+        taken, opinion = 0, None
 
         def state() -> State:
             return chooser.state(taken)
 
         while not self._is_over():
-            if options.max_tokens > 0:
-                count = min(count, options.max_tokens - text.count)
+            count = min(chooser.length, text.left)
             drawn = noise.take(count) if noise else None
-            began = perf_counter()
             tokens = chooser.run(count if drawn is None else len(drawn), drawn)[:, 0].tolist()
-            seconds = (perf_counter() - began) / len(tokens)
-            count = max(1, min(DEPTH, int(_BURST_SECONDS / max(seconds, 1e-9))))
             if text.count == 0:
                 text.note_read()
             for taken, token in enumerate(tokens, 1):

@@ -13,17 +13,21 @@ if TYPE_CHECKING:
 _KEPT = 4096  # bytes of what is kept of a stream beside its numbers
 
 
-def stream_bytes(manifest: Manifest, source: int = 0) -> int:
-    """Bytes that one stream of a batch takes; ``source`` is the length of a translator's sources."""
+def stream_bytes(manifest: Manifest, source: int = 0, burst: int = 0) -> int:
+    """Bytes that one stream of a batch takes.
+
+    ``source`` is the length of a translator's sources, ``burst`` the number of steps that a ``Chooser`` makes at once.
+    """
     size, architecture = manifest.tokenizer.vocabulary_size, manifest.architecture
-    floats = 2 * sum(pair.width for pair in manifest.state) + 4 * architecture.hidden
+    floats = max(2, burst) * sum(pair.width for pair in manifest.state) + 4 * architecture.hidden
     # What the encoder leaves is copied when sentences come and go; attention is kept to the end.
     floats += 2 * source * sum(item.width for item in manifest.memory) + source * (source + 10)
     # float32: logits, these scaled, sorted and filtered, and noise; float64: sorted, differences, powers and their sum.
-    return 4 * floats + (5 * 4 + 4 * 8) * size + _KEPT
+    # Of each step of a burst: logits, and noise where it is drawn and where the graph reads it.
+    return 4 * floats + max(5 * 4 + 4 * 8, 3 * 4 * burst) * size + _KEPT
 
 
-def check_batch(manifest: Manifest, batch: int, source: int = 0) -> None:
+def check_batch(manifest: Manifest, batch: int, source: int = 0, burst: int = 0) -> None:
     """Refuse a number of streams at the same time that memory does not hold.
 
     Raises:
@@ -31,7 +35,7 @@ def check_batch(manifest: Manifest, batch: int, source: int = 0) -> None:
     """
     if batch < 1:
         raise InvalidValueError(f"batch-size is {batch}", "use at least 1")
-    available, stream = available_memory(), stream_bytes(manifest, source)
+    available, stream = available_memory(), stream_bytes(manifest, source, burst)
     if available is not None and batch * stream > available:
         raise InvalidValueError(
             f"a batch of {batch:,} with {manifest.name} needs {batch * stream / 1e6:,.0f} MB, "

@@ -14,6 +14,7 @@ from rnn_edge.files import write_bytes
 from rnn_edge.schema import SchemaError, decode, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rnn_edge.manifest import Manifest
@@ -53,6 +54,10 @@ class State:
     def fork(self, copies: int) -> State:
         """The same state for ``copies`` streams each: rows are repeated in place."""
         return replace(self, tensors={name: np.repeat(tensor, copies, axis=0) for name, tensor in self.tensors.items()})
+
+    def take(self, rows: Sequence[int]) -> State:
+        """That of these streams."""
+        return replace(self, tensors={name: tensor[rows] for name, tensor in self.tensors.items()})
 
     def largest_difference(self, other: State) -> float:
         """The largest absolute difference between two states of one model."""

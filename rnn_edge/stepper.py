@@ -41,6 +41,7 @@ Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 LENGTHS, ATTENTION = "source_lengths", "attention"
 Memory = dict[str, NDArray[Any]]  # what a decoder reads in every step: memory tensors, and the lengths of the sources
+_SPARE = 8  # choosers kept for the next text
 FLOAT, INTEGER = "tensor(float)", "tensor(int64)"
 
 
@@ -88,7 +89,7 @@ class StepGraph:
         self._captures = captures_graphs(self.session)
         self._captured = 0
         self.uncaptured = capturing_run(-1) if self._captures else None
-        self._choosers: list[Chooser] = []
+        self._choosers: list[Chooser] = []  # that nobody uses
         self._reordering_session: InferenceSession | None = None
 
     @property
@@ -100,11 +101,23 @@ class StepGraph:
         """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
         return Stepper(self, batch, memory)
 
-    def borrow_chooser(self, owner: object) -> Chooser:
-        """Bursts of one stream for ``owner``. When it is gone its buffers, and what CUDA captured, serve another."""
-        chooser = self._choosers.pop() if self._choosers else Chooser(self)
-        weakref.finalize(owner, self._choosers.append, chooser).atexit = False
+    def borrow_chooser(self, owner: object, batch: int = 1) -> Chooser:
+        """Bursts of ``batch`` streams for ``owner``. When it is gone, the buffers serve another.
+
+        So does what CUDA captured with them; on the CPU, where there is no such thing, those of batches are not kept.
+        """
+        chooser = next((one for one in self._choosers if one.batch == batch), None)
+        if chooser:
+            self._choosers.remove(chooser)
+        else:
+            chooser = Chooser(self, batch)
+        if batch == 1 or self._captures:
+            weakref.finalize(owner, self._give_back, chooser).atexit = False
         return chooser
+
+    def _give_back(self, chooser: Chooser) -> None:
+        self._choosers.append(chooser)
+        del self._choosers[:-_SPARE]  # else one would stay for every size of batch that there ever was
 
     def reordering(self, sides: Sequence[Mapping[str, Buffer]]) -> Reordering:
         """What reorders the rows of these buffers where they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,6 +130,8 @@ class TextStream:
         self._decoder = StreamDecoder(tokenizer, bytes.fromhex(before.held_bytes))
         self._stop = StopFilter(options.stop) if options.stop else None
         self._held_bytes = b""
+        self._pieces: list[str] = []  # what ``close`` tells: text,
+        self._undecoded: list[int] = []  # and tokens after it
         ids = list(prompt) if before.pending is None else [before.pending, *prompt]
         if not ids:
             ids = [
@@ -146,6 +149,16 @@ class TextStream:
         """So many tokens of the prompt are fed: go on to the next."""
         self.unread -= tokens
         self.pending = self._prompt[-1 - self.unread]
+
+    def upcoming(self, tokens: int) -> list[int]:
+        """The next so many tokens of the prompt after ``pending``, as far as there are any."""
+        start = len(self._prompt) - self.unread
+        return self._prompt[start : start + tokens]
+
+    @property
+    def left(self) -> int:
+        """How many tokens may still be chosen."""
+        return sys.maxsize if self._options.max_tokens < 0 else self._options.max_tokens - self.count
 
     def note_read(self) -> None:
         """The prompt is fed whole, which ends its time."""
@@ -171,14 +184,30 @@ class TextStream:
             self.finish_reason = "length"
         return text
 
+    def extend(self, tokens: Sequence[int]) -> None:
+        """``push`` for several tokens, whose text comes with ``close``; those after the end are passed over."""
+        if self._stop:  # token by token, since what is found in mid-way counts
+            self._pieces += [self.push(token) for token in tokens if not self.finish_reason]
+            return
+        tokens, end = tokens[: self.left], self._options.end
+        ended = end is not None and end in tokens
+        if ended and end is not None:
+            tokens = tokens[: tokens.index(end) + 1]
+        self.pending = tokens[-1]
+        self.recent.extend(tokens)
+        self._first = self._first or perf_counter()
+        self.count += len(tokens)
+        if ended or not self.left:
+            self.finish_reason = "end" if ended else "length"
+        self._undecoded += tokens[:-1] if ended else tokens
+
     def close(self) -> tuple[str, Timings]:
         """What was held back, now that no token follows, and the time it all took."""
+        rest = "".join(self._pieces) + self._decoder.push_all(self._undecoded)
         self._held_bytes = self._decoder.pending  # flushed as U+FFFD below, yet the next text may complete them
-        rest = ""
         if self.finish_reason != "stop":
-            rest = self._decoder.flush()
-            if self._stop:
-                rest = self._stop.push(rest)[0] + self._stop.flush()
+            last = self._decoder.flush()
+            rest += self._stop.push(last)[0] + self._stop.flush() if self._stop else last
         now = perf_counter()
         read = self._read or now
         first = self._first or read

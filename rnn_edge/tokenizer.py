@@ -152,6 +152,10 @@ class StreamDecoder:
         """The text that became certain with this token; it may be empty."""
         return self._decoder.decode(self._token_bytes[token])
 
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """``push`` for several tokens."""
+        return self._decoder.decode(b"".join([self._token_bytes[token] for token in tokens]))
+
     def push_bytes(self, piece: bytes) -> str:
         """``push`` for a token that stands for other bytes here than in the vocabulary."""
         return self._decoder.decode(piece)

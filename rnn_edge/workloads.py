@@ -106,10 +106,12 @@ def _prompt(model: LanguageModel, batch: int, count: int) -> tuple[float, ...]:
 
 
 def _generate(model: LanguageModel, batch: int, count: int) -> tuple[float, ...]:
-    started, made = perf_counter(), 0
-    texts = model.generate_samples("", batch, batch_size=batch, max_tokens=count, seed=0) if batch > 1 else None
-    for event in texts or model.generate(max_tokens=count, seed=0):
-        made += event.token is not None
+    started = perf_counter()
+    if batch > 1:
+        texts = model.generate_samples("", batch, batch_size=batch, max_tokens=count, seed=0).texts()
+        made = sum(text.timings.generated_tokens for text in texts)
+    else:
+        made = sum(event.token is not None for event in model.generate(max_tokens=count, seed=0))
     return (made / (perf_counter() - started),)
 
 

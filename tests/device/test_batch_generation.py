@@ -11,6 +11,7 @@ import pytest
 
 from rnn_edge import memory
 from rnn_edge.batch_generation import BatchGeneration, GeneratedText, in_order
+from rnn_edge.chooser import DEPTH, Chooser
 from rnn_edge.errors import InvalidValueError, StateError, UnknownTokenError
 from rnn_edge.events import Event
 from rnn_edge.language_model import LanguageModel
@@ -37,13 +38,18 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of streams in each step from now on."""
     batches: list[int] = []
-    step = Stepper.step
+    step, run = Stepper.step, Chooser.run
 
     def counted(self: Stepper, tokens: Tokens | int) -> Logits:
         batches.append(self.batch)
         return step(self, tokens)
 
+    def counted_burst(self: Chooser, count: int, noise: Logits | None = None) -> Tokens:
+        batches.extend([self.batch] * count)
+        return run(self, count, noise)
+
     monkeypatch.setattr(Stepper, "step", counted)
+    monkeypatch.setattr(Chooser, "run", counted_burst)
     return batches
 
 
@@ -283,7 +289,7 @@ def test_values_out_of_range(gru: LanguageModel) -> None:
 
 
 def test_a_batch_that_memory_does_not_hold(lstm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = memory.stream_bytes(lstm.manifest)
+    one = memory.stream_bytes(lstm.manifest, burst=DEPTH)
     monkeypatch.setattr(memory, "available_memory", lambda: 10 * one + 1)
     lstm.generate_samples("a", 10)
     lstm.generate_samples("a", 100, batch_size=10)

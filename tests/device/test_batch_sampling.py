@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rnn_edge.batch_sampling import BatchSampler, keep_likely_rows, log_probability_rows, penalise_rows
+from rnn_edge.batch_sampling import BatchSampler, RowNoise, keep_likely_rows, log_probability_rows, penalise_rows
 from rnn_edge.noise import gumbel_noise, gumbel_noise_of_streams
 from rnn_edge.sampling import RepeatPenalty, Sampler, SamplingOptions, keep_likely, log_probability
 
@@ -58,12 +58,14 @@ def test_noise_of_streams(size: int) -> None:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_choices_with_rows_that_begin_at_different_times(size: int, settings: dict[str, Any]) -> None:
     options = SamplingOptions(**settings)
-    batch = BatchSampler(options, size, 3, seed=5)
+    noise = None if options.greedy else RowNoise(size, 3, seed=5)
+    batch = BatchSampler(options, size, 3, noise)
     alone: list[Sampler] = []
     recent = [[1, 2], [3], [4, 4]]
 
     def start(row: int, stream: int, step: int) -> None:
-        batch.start([row], [stream], [step])
+        if noise:
+            noise.start([row], [stream], [step])
         alone[row : row + 1] = [Sampler(options, size, seed=5, stream=stream, step=step, recent=recent[row])]
 
     for row in range(3):
@@ -72,7 +74,9 @@ def test_choices_with_rows_that_begin_at_different_times(size: int, settings: di
         if step in (2, 40):
             start(1, 10 + step, 3 * step)
         if step == 5:  # a smaller batch, in another order
-            batch, alone, recent = batch.take([2, 0, 1]), [alone[2], alone[0], alone[1]], [recent[2], *recent[:2]]
+            noise = noise.keep([2, 0, 1]) if noise else None
+            batch = BatchSampler(options, size, 3, noise)
+            alone, recent = [alone[2], alone[0], alone[1]], [recent[2], *recent[:2]]
         logits = random_logits(3, size, step)
         expected = [sampler.choose(row) for sampler, row in zip(alone, logits, strict=True)]
         assert batch.choose(logits, recent).tolist() == expected, step
@@ -82,7 +86,24 @@ def test_choices_with_rows_that_begin_at_different_times(size: int, settings: di
 def test_logits_stay_as_they_are() -> None:
     logits = random_logits(2, 20)
     before = logits.copy()
-    sampler = BatchSampler(SamplingOptions(top_k=3, repeat_penalty=2), 20, 2, seed=1)
-    sampler.start([0, 1], [0, 1], [0, 0])
+    noise = RowNoise(20, 2, seed=1)
+    noise.start([0, 1], [0, 1], [0, 0])
+    sampler = BatchSampler(SamplingOptions(top_k=3, repeat_penalty=2), 20, 2, noise)
     sampler.choose(logits, [[1], [2]])
     assert np.array_equal(logits, before)
+
+
+@pytest.mark.parametrize(("least", "threads"), [(1, 1), (8, 1), (8, 3)])
+@pytest.mark.parametrize("size", [70, 30_000])
+def test_noise_of_rows_that_wait(size: int, least: int, threads: int) -> None:
+    """Taken in pieces, across blocks; a row that waits longer than a block is drawn when its turn comes."""
+    noise = RowNoise(size, 3, seed=5, least=least, threads=threads)
+    noise.start([0, 1, 2], [4, 5, 6], [0, 2, 2**40], [0, 3, 80])
+    taken: list[NDArray[np.float32]] = []
+    for count in [1, 8, 3] * 40:
+        taken.extend(noise.take(count).copy())
+        if len(taken) > 100:
+            break
+    for row, (stream, step, wait) in enumerate([(4, 0, 0), (5, 2, 3), (6, 2**40, 80)]):
+        expected = gumbel_noise(5, stream, step, len(taken) - wait, size)
+        assert all(np.array_equal(one[row], other) for one, other in zip(taken[wait:], expected, strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnxruntime import InferenceSession
 
-from rnn_edge import language_model
+from rnn_edge import chooser as chooser_module
 from rnn_edge.buffers import Buffer
 from rnn_edge.chooser import DEPTH, Chooser, choice_nodes
 from rnn_edge.errors import BundleError
@@ -45,7 +45,7 @@ def step_by_step(model: LanguageModel, start: int, count: int, **settings: Any) 
 def test_the_text_and_every_state_in_it(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], seconds: float
 ) -> None:
-    monkeypatch.setattr(language_model, "_BURST_SECONDS", seconds)
+    monkeypatch.setattr(chooser_module, "BURST_SECONDS", seconds)
     text = "M"
     expected, states = step_by_step(model, model.tokenizer.encode(text)[0], 40, **settings)
     generation = model.generate(text, max_tokens=40, seed=7, **settings)
@@ -59,7 +59,7 @@ def test_the_text_and_every_state_in_it(
 
 @pytest.mark.parametrize("wanted", [1, 2, 9, 12])
 def test_cancel_in_mid_burst(lstm: LanguageModel, monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
-    monkeypatch.setattr(language_model, "_BURST_SECONDS", 1.0)
+    monkeypatch.setattr(chooser_module, "BURST_SECONDS", 1.0)
     expected, states = step_by_step(lstm, lstm.tokenizer.encode("M")[0], wanted, temperature=0.8)
     generation = lstm.generate("M", seed=7, temperature=0.8)
     assert [next(generation).token for _ in range(wanted)] == expected
@@ -86,7 +86,7 @@ def test_the_first_token_comes_alone_and_bursts_are_short(lstm: LanguageModel, m
     counts.clear()
     clock = iter(range(10_000))
     monkeypatch.setattr(
-        language_model, "perf_counter", lambda: 0.02 * next(clock)
+        chooser_module, "perf_counter", lambda: 0.02 * next(clock)
     )  # a step takes longer than a burst may
     list(lstm.generate("M", max_tokens=5, temperature=0))
     assert counts == [1] * 5

@@ -96,6 +96,44 @@ def test_a_batch_and_samples(pair: tuple[LanguageModel, LanguageModel]) -> None:
     assert texts(pair[0]) == texts(pair[1])
 
 
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_hundreds_of_streams(pair: tuple[LanguageModel, LanguageModel], settings: dict[str, Any]) -> None:
+    """Prompts of many lengths in fewer rows than there are of them, texts that end at any time, rows that stay idle."""
+    prompts = [
+        ("Marta said that the sea was not there " * 2)[index % 30 : index % 30 + 1 + index % 37] for index in range(700)
+    ]
+
+    def texts(model: LanguageModel, batch_size: int) -> list[tuple[str, str]]:
+        found = model.generate_batch(
+            prompts, batch_size=batch_size, max_tokens=50, seed=2, stop=["\n", "he"], **settings
+        )
+        return [(item.text, item.finish_reason) for item in found.texts()]
+
+    expected = texts(pair[1], 300)
+    assert len({len(text) for text, _ in expected}) > 5
+    for _ in range(2):  # captured, and replayed
+        assert texts(pair[0], 300) == expected
+    events = pair[0].generate_batch(prompts, batch_size=64, max_tokens=50, seed=2, stop=["\n", "he"], **settings)
+    pieces = [""] * len(prompts)
+    for event in events:
+        assert event.index is not None
+        pieces[event.index] += event.text
+    assert pieces == [text for text, _ in expected]
+
+
+def test_a_batch_that_is_given_up(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    """Its buffers serve the next one, whatever is left in them."""
+    batch = pair[0].generate_samples("The", 200, batch_size=200, max_tokens=100, seed=2, temperature=0.8)
+    for _ in range(1000):
+        next(batch)
+    batch.cancel()
+    assert {event.finish_reason for event in batch if event.finish_reason} == {"interrupt"}
+    for temperature in (0.0, 0.8):
+        settings: dict[str, Any] = {"batch_size": 200, "max_tokens": 30, "seed": 3, "temperature": temperature}
+        found = [[item.text for item in model.generate_samples("Marta", 200, **settings).texts()] for model in pair]
+        assert found[0] == found[1]
+
+
 def test_a_state_goes_from_one_to_the_other(pair: tuple[LanguageModel, LanguageModel], tmp_path: Path) -> None:
     cuda, cpu = pair
     generation = cuda.generate("Marta", max_tokens=20, seed=3)
