@@ -1,4 +1,4 @@
-"""What the tests of the page share: its runtime, sites of the tiny bundles, a server, Node and a browser, or a reason."""
+"""What the tests of the page share: its runtime, sites of bundles, a server, Node and a browser, or a reason."""
 
 import functools
 import http.server
@@ -14,6 +14,8 @@ from rnn_edge.bundle import open_bundle
 from rnn_edge.errors import RnnEdgeError
 from rnn_edge.web.runtime import runtime_files
 from rnn_edge.web.site import make_site, model_files
+from tests.device.conftest import Cli as Cli
+from tests.device.conftest import cli as cli
 from tests.web.chromium import program
 
 ROOT = Path(__file__).parent.parent.parent

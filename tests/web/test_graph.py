@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -147,7 +148,7 @@ def test_four_bits_are_widened(inner: int) -> None:
         numpy_helper.from_array(random.uniform(0.01, 0.1, columns * count).astype(np.float32), "s"),
         numpy_helper.from_array(random.normal(size=columns).astype(np.float32), "b"),
     ]
-    sizes = {"K": inner, "N": columns, "bits": 4, "block_size": block}
+    sizes: dict[str, Any] = {"K": inner, "N": columns, "bits": 4, "block_size": block}
     node = helper.make_node("MatMulNBits", ["x", "w", "s", "", "", "b"], ["y"], domain="com.microsoft", **sizes)
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, inner])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, columns])
