@@ -66,21 +66,19 @@ def with_exact_products(model: Model) -> int:
             if any(id(user) not in allowed for name in names for user in users.get(name, ())):
                 movable[id(node)] = False
                 blocked = True
-    casts: dict[str, str] = {}  # what a Cast of sums made → the sums, which are floats now
     result: list[Node] = []
+    casts: set[str] = set()  # what was made of sums, which are floats now
     floats: dict[str, str] = {}  # integer weights → the same as floats
     for node in model.nodes:
         if node.outputs[0] in sources and node.operator == "QuantizeLinear":
             result += _rounded(model, node)
         elif node.operator == "MatMulInteger" and movable[id(node)]:
             result += _float_weights(model, node.inputs[1], producers, floats)
-            result.append(Node("MatMul", (node.inputs[0], floats[node.inputs[1]]), node.outputs))
             (cast,) = users[node.outputs[0]]
-            casts[cast.outputs[0]] = node.outputs[0]
-        elif node.operator == "Cast" and node.outputs[0] in casts:
-            continue
-        else:
-            result.append(renamed(node, casts))
+            result.append(Node("MatMul", (node.inputs[0], floats[node.inputs[1]]), cast.outputs))
+            casts.add(cast.outputs[0])
+        elif node.outputs[0] not in casts:
+            result.append(node)
     model.nodes = result
     used = {name for node in result for name in node.inputs} | set(model.outputs)
     model.initializers = {name: item for name, item in model.initializers.items() if name in used}

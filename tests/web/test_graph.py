@@ -164,14 +164,19 @@ def test_four_bits_are_widened(inner: int) -> None:
 
 
 @pytest.mark.parametrize("name", BUNDLES)
-def test_every_byte_comes_through(name: str) -> None:
+def test_every_operator_comes_through(name: str) -> None:
     bundle = open_bundle(ROOT / name)
     for role in bundle.manifest.graphs:
         content = bundle.graph(role)
-        assert (
-            onnx.load_from_string(read_model(content, role).encode()).graph.node
-            == onnx.load_from_string(content).graph.node
-        )
+        ours, theirs = (onnx.load_from_string(item) for item in (read_model(content, role).encode(), content))
+        for node in [*ours.graph.node, *theirs.graph.node]:
+            for field in ("name", "doc_string", "domain"):
+                if field != "domain" or not node.domain:
+                    node.ClearField(field)
+        assert ours.graph.node == theirs.graph.node
+        assert {item.name: item for item in ours.graph.initializer} == {
+            item.name: item for item in theirs.graph.initializer
+        }
 
 
 def test_damaged_graphs_are_refused() -> None:
@@ -195,8 +200,8 @@ def test_operators_of_other_domains_are_named(tmp_path: Path) -> None:
     assert "int8" in caught.value.hint
 
 
-def test_looped_changes_nothing_outside() -> None:
+def test_weights_stay_in_eight_bits() -> None:
     bundle = open_bundle(ROOT / "models/shakespeare")
     model = read_model(bundle.graph("step"), "step.onnx")
     content = looped(model, bundle.manifest.state, 65)
-    assert len(content) < 1.01 * len(bundle.graph("step"))  # weights stay in eight bits
+    assert len(content) < 1.01 * len(bundle.graph("step"))

@@ -94,10 +94,11 @@ def test_stop_ends_a_text(browser: str, sites: Sites, serve: Serve) -> None:
         settle(page, serve(sites("tests/data/lstm")))
         page.run("document.querySelector('#pace').value = '60'")
         page.run("document.querySelector('.primary').click()")
-        page.wait_for("document.querySelector('.is-running') && document.querySelectorAll('.token').length > 3")
+        count = "document.querySelectorAll('.token').length"
+        page.wait_for(f"document.querySelector('.is-running') && 3 < {count} && {count} < 500")  # the new text
         page.run("document.querySelector('.primary').click()")
         page.wait_for(IDLE, 5)
-        assert 3 < page.run("document.querySelectorAll('.token').length") < 500
+        assert 3 < page.run(count) < 500
         page.run("document.querySelector('footer button').click()")
         assert page.wait_for("/^Yes/.exec(document.querySelector('.proof').textContent)?.input", 20).startswith(
             "Yes: 256 steps"
