@@ -17,7 +17,7 @@ export function element(tag, properties = {}, ...children) {
 /** How a token is shown where white space would not be seen. */
 export function visible(text) {
   if (text === "") return "∅";
-  return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\x00-\x1f]/g, "␀");
+  return text.replace(/ {4,}/g, (spaces) => `␣×${spaces.length}`).replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\x00-\x1f]/g, "␀");
 }
 
 export function percent(share) {

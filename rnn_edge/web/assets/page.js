@@ -15,7 +15,9 @@ let view = null;
 
 function fail(problem) {
   alertBox.hidden = !problem;
-  if (problem) alertBox.replaceChildren(element("strong", {}, problem.message), element("span", {}, problem.hint ?? ""));
+  if (!problem) return;
+  alertBox.replaceChildren(element("strong", {}, problem.message), element("span", {}, problem.hint ?? ""));
+  alertBox.scrollIntoView({ block: "nearest" });
 }
 
 /** What a link to this text needs stands behind the address's #. */

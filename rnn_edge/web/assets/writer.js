@@ -140,7 +140,8 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
     button.textContent = "Stop";
     button.classList.add("is-running");
     link({ prompt: given.prompt, seed: given.seed });
-    command.textContent = shell(manifest.name, given);
+    const [first, ...flags] = shell(manifest, given);
+    command.replaceChildren(first, ...flags.flatMap((flag) => [" ", flag.startsWith("--prompt") ? flag : element("span", {}, flag)]));
     send({ kind: "generate", run: ++run, options: given, pace: Number(pace.value) });
   }
 
@@ -234,15 +235,15 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
   };
 }
 
-/** The command that gives the same text; what is left at the command's own default is left out. */
-function shell(name, options) {
+/** The command that gives the same text, flag by flag; what the command does by itself is left out. */
+function shell({ name, sampling }, options) {
   const quote = (value) => (/^[\w.,:/-]+$/.test(value) ? value : `'${value.replace(/'/g, "'\\''")}'`);
-  const parts = ["rnn-edge generate", quote(name)];
-  if (options.prompt) parts.push("--prompt", quote(options.prompt));
-  parts.push("--seed", options.seed, "--temperature", options.temperature, "--max-tokens", options.maxTokens);
-  if (options.topK) parts.push("--top-k", options.topK);
-  if (options.topP !== 1) parts.push("--top-p", options.topP);
-  if (options.minP) parts.push("--min-p", options.minP);
-  if (options.repeatPenalty !== 1) parts.push("--repeat-penalty", options.repeatPenalty, "--repeat-window", options.repeatWindow);
-  return parts.join(" ");
+  const parts = [`rnn-edge generate ${quote(name)}`];
+  if (options.prompt) parts.push(`--prompt ${quote(options.prompt)}`);
+  parts.push(`--seed ${options.seed}`, `--temperature ${options.temperature}`, `--max-tokens ${options.maxTokens}`);
+  if (options.topK !== sampling.top_k) parts.push(`--top-k ${options.topK}`);
+  if (options.topP !== sampling.top_p) parts.push(`--top-p ${options.topP}`);
+  if (options.minP !== sampling.min_p) parts.push(`--min-p ${options.minP}`);
+  if (options.repeatPenalty !== 1) parts.push(`--repeat-penalty ${options.repeatPenalty}`, `--repeat-window ${options.repeatWindow}`);
+  return parts;
 }
