@@ -4,6 +4,7 @@ import { element, knob, oncePerFrame } from "./dom.js";
 import { thinkingPanel } from "./thinking.js";
 import { unitsCard } from "./units.js";
 
+const GAP = 50; // milliseconds from one drawing of new text to the next: drawing takes time from the network
 const LEVELS = 7; // of colour on either side of zero
 
 /** Build the page into `main`. `send` posts to the worker. Returns what handles the worker's messages. */
@@ -74,7 +75,8 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
     text.classList.toggle("is-scrolled", text.scrollTop > 4);
     if (total.seconds > 0) rate.textContent = `${total.count.toLocaleString()} tokens · ${Math.round(total.count / total.seconds).toLocaleString()} tokens/s`;
     if (selected === null) describe(tokens.length - 1);
-  });
+    units.draw();
+  }, GAP);
 
   function add(token, where) {
     token.span = element("span", { className: token.prompt ? "token is-prompt" : "token" }, token.text);
