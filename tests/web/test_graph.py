@@ -1,6 +1,7 @@
 """The page's graphs against the bundles' own: the same bits where sums are exact, and named refusals."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rnn_edge.web.blocks import with_wide_blocks
 from rnn_edge.web.graph import exact, looped, with_exact_products
 from rnn_edge.web.onnx_model import Model, read_model
 from rnn_edge.web.site import model_files
+from tests.device.tiny import copy_bundle, replace_file
 from tests.web.conftest import BUNDLES, ROOT
 
 Array = NDArray[np.float32]
@@ -186,8 +188,6 @@ def test_damaged_graphs_are_refused() -> None:
 
 
 def test_operators_of_other_domains_are_named(tmp_path: Path) -> None:
-    from tests.device.tiny import copy_bundle, replace_file
-
     folder = copy_bundle(ROOT / "tests/data/gru", tmp_path / "gru")
     model = onnx.load(folder / "step.onnx")
     node = next(item for item in model.graph.node if item.op_type == "Tanh")
@@ -198,6 +198,15 @@ def test_operators_of_other_domains_are_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"lacks: com\.microsoft::FastTanh") as caught:
         model_files(open_bundle(folder))
     assert "int8" in caught.value.hint
+
+
+def test_a_tokenizer_that_the_page_cannot_load_is_named(tmp_path: Path) -> None:
+    folder = copy_bundle(ROOT / "tests/data/gru", tmp_path / "gru")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["type"] = "WordPiece"
+    replace_file(folder, "tokenizer.json", json.dumps(content).encode())
+    with pytest.raises(BundleError, match=r"tokenizer\.json has a model of type WordPiece, which the page cannot load"):
+        model_files(open_bundle(folder))
 
 
 def test_weights_stay_in_eight_bits() -> None:

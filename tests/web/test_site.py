@@ -77,6 +77,13 @@ def test_the_folder_has_all_and_no_more(small: Path, cli: Cli, tmp_path: Path) -
     assert cli("web", "lstm", "-o", "site", "--runtime", str(small)) == (
         1, "", "error: site exists already\nhint: choose another output path, or replace it with --force\n",
     )  # fmt: skip
+    (tmp_path / "other").mkdir()
+    assert cli("web", "lstm", "-o", "other", "--runtime", str(small), "--force")[0] == 0  # there was nothing in it
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("Dear", encoding="utf-8")
+    code, _, err = cli("web", "lstm", "-o", "mine", "--runtime", str(small), "--force")
+    assert (code, err.splitlines()[0]) == (1, "error: mine holds other things than a site")
+    assert (tmp_path / "mine" / "letter").exists()
     code, out, _ = cli("web", "lstm", "-o", "site", "--runtime", str(small), "--force", "--json")
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
     assert (code, json.loads(out)) == (0, {"output": "site", "files": len(files), "bytes": size})

@@ -185,7 +185,7 @@ async function loadRuntime(wanted) {
   }
   const wasm = join(HERE, "runtime", "ort-wasm-simd-threaded.wasm.gz");
   if (wanted === "native" || !existsSync(wasm)) {
-    throw new RnnEdgeError("there is no ONNX Runtime for Node here", "run: npm install onnxruntime-node@1.30.0 @huggingface/tokenizers@0.2.0");
+    throw new RnnEdgeError("there is no ONNX Runtime for Node here", "run: ONNXRUNTIME_NODE_INSTALL=skip npm install onnxruntime-node@1.30.0 @huggingface/tokenizers@0.2.0");
   }
   const ort = await import(pathToFileURL(join(HERE, "runtime", "ort.wasm.bundle.min.mjs")));
   ort.env.wasm.numThreads = 1;
