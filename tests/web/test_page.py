@@ -51,7 +51,8 @@ def test_it_writes_what_the_terminal_writes(
     browser: str, sites: Sites, serve: Serve, pictures: Path, width: int, height: int, dark: bool
 ) -> None:
     with Chromium(width, height, dark=dark) as page:
-        settle(page, serve(sites("models/shakespeare")) + "#prompt=JULIET%3A&seed=11")
+        address = serve(sites("models/shakespeare"))
+        settle(page, f"{address}#prompt=JULIET%3A&seed=11")
         model = LanguageModel.load(ROOT / "models/shakespeare", device="cpu")
         expected = "JULIET:" + "".join(event.text for event in model.generate("JULIET:", seed=11, max_tokens=300))
         assert page.run(TEXT)[: len(expected)] == expected
@@ -59,6 +60,9 @@ def test_it_writes_what_the_terminal_writes(
         assert page.run("document.documentElement.dataset.theme") == ("dark" if dark else "light")
         assert "tokens/s" in page.run("document.querySelector('.rate').textContent")
         assert page.complaints() == []
+        asked = [item for item in page.requests() if not item.startswith("data:")]
+        assert f"{address}model/loop.onnx" in asked  # by the worker
+        assert [item for item in asked if not item.startswith(address)] == []
         page.screenshot(pictures / f"writer-{width}-{'dark' if dark else 'light'}.png")
 
 
