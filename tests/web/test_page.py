@@ -124,7 +124,13 @@ def test_it_translates_and_draws_the_attention(
         page.run("document.querySelectorAll('.target-words .word')[3].focus()")
         page.run("new Promise(requestAnimationFrame)")
         assert page.run("document.querySelector('.bar.is-chosen .bar-name').textContent") == "␣maison"
-        assert page.run("document.querySelectorAll('.attention-lines .is-lit').length") >= 1
+        lit = "document.querySelectorAll('.attention-lines .is-lit').length"
+        assert page.run(lit) >= 1
+        page.run("window.first = document.querySelector('.attention-lines path'), 1")
+        metrics = {"height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        page.call("Emulation.setDeviceMetricsOverride", width=width - 20, **metrics)  # the lines are drawn anew
+        page.wait_for("!document.contains(window.first)", 5)
+        assert page.run(lit) >= 1
         assert page.complaints() == []
         page.screenshot(pictures / f"translator-{width}-{'dark' if dark else 'light'}.png")
 

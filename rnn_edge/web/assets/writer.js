@@ -142,8 +142,9 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
     button.textContent = "Stop";
     button.classList.add("is-running");
     link({ prompt: given.prompt, seed: given.seed });
-    const [first, ...flags] = shell(manifest, given);
-    command.replaceChildren(first, ...flags.flatMap((flag) => [" ", flag.startsWith("--prompt") ? flag : element("span", {}, flag)]));
+    // A browser would break lines behind the hyphens of a flag.
+    const pieces = shell(manifest, given).map(([flag, value]) => [element("span", {}, flag), ` ${value} `]);
+    command.replaceChildren("rnn-edge ", ...pieces.flat());
     send({ kind: "generate", run: ++run, options: given, pace: Number(pace.value) });
   }
 
@@ -159,7 +160,7 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
   }
 
   async function copyCommand() {
-    await navigator.clipboard?.writeText(command.textContent).catch(() => {});
+    await navigator.clipboard?.writeText(command.textContent.trim()).catch(() => {});
     copy.textContent = "copied";
     setTimeout(() => (copy.textContent = "copy"), 1200);
   }
@@ -240,12 +241,12 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
 /** The command that gives the same text, flag by flag; what the command does by itself is left out. */
 function shell({ name, sampling }, options) {
   const quote = (value) => (/^[\w.,:/-]+$/.test(value) ? value : `'${value.replace(/'/g, "'\\''")}'`);
-  const parts = [`rnn-edge generate ${quote(name)}`];
-  if (options.prompt) parts.push(`--prompt ${quote(options.prompt)}`);
-  parts.push(`--seed ${options.seed}`, `--temperature ${options.temperature}`, `--max-tokens ${options.maxTokens}`);
-  if (options.topK !== sampling.top_k) parts.push(`--top-k ${options.topK}`);
-  if (options.topP !== sampling.top_p) parts.push(`--top-p ${options.topP}`);
-  if (options.minP !== sampling.min_p) parts.push(`--min-p ${options.minP}`);
-  if (options.repeatPenalty !== 1) parts.push(`--repeat-penalty ${options.repeatPenalty}`, `--repeat-window ${options.repeatWindow}`);
+  const parts = [["generate", quote(name)]];
+  if (options.prompt) parts.push(["--prompt", quote(options.prompt)]);
+  parts.push(["--seed", options.seed], ["--temperature", options.temperature], ["--max-tokens", options.maxTokens]);
+  if (options.topK !== sampling.top_k) parts.push(["--top-k", options.topK]);
+  if (options.topP !== sampling.top_p) parts.push(["--top-p", options.topP]);
+  if (options.minP !== sampling.min_p) parts.push(["--min-p", options.minP]);
+  if (options.repeatPenalty !== 1) parts.push(["--repeat-penalty", options.repeatPenalty], ["--repeat-window", options.repeatWindow]);
   return parts;
 }
