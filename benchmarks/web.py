@@ -9,16 +9,11 @@ without a browser.
 """
 
 import argparse
-import functools
 import gzip
-import http.server
 import json
 import shutil
 import statistics
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -28,6 +23,7 @@ from rnn_edge.errors import RnnEdgeError
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.web.site import make_site
 from tests.web.chromium import Chromium, program
+from tests.web.server import served
 
 READY, RATE, SIZE = 2.0, 2000, 8_000_000  # seconds, tokens a second, bytes
 IDLE = "document.documentElement.dataset.ready && !document.querySelector('.is-running')"
@@ -164,28 +160,6 @@ WRITE = """new Promise((done) => {
   }).observe(button, { attributeFilter: ["class"] });
   button.click();
 })"""
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The folder on a loopback port, as ``python -m http.server`` serves it: nothing is compressed → address."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    server.request_queue_size = 64
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Knows modules, says nothing."""
-
-    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
 
 
 if __name__ == "__main__":

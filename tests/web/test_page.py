@@ -128,7 +128,7 @@ def test_it_translates_and_draws_the_attention(
         assert page.run(lit) >= 1
         page.run("window.first = document.querySelector('.attention-lines path'), 1")
         metrics = {"height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        page.call("Emulation.setDeviceMetricsOverride", width=width - 20, **metrics)  # the lines are drawn anew
+        page.call("Emulation.setDeviceMetricsOverride", width=width - width // 4, **metrics)  # the lines are drawn anew
         page.wait_for("!document.contains(window.first)", 5)
         assert page.run(lit) >= 1
         assert page.complaints() == []

@@ -7,8 +7,9 @@ const ROWS = 48; // units that are in view
 const KEYS = { ArrowUp: -1, ArrowDown: 1, PageUp: -ROWS, PageDown: ROWS };
 
 /**
- * A card with `add(columns, width)`, which `draw()` shows, `clear()`, `arrange()`, `mark(position)` and `value(position)`, which is that of
- * the chosen unit or null. `onselect(position)` is told when a unit or a position is chosen here.
+ * A card with `add(columns, width)`, which `draw()` shows, `clear()`, `arrange()`, `mark(position)` and
+ * `value(position)`, which is that of the chosen unit or null. `onselect(position)` is told when a unit or a position is
+ * chosen here.
  */
 export function unitsCard({ onselect }) {
   const canvas = element("canvas", { tabIndex: 0, className: "units-canvas", role: "application", ariaLabel: "Hidden state: a row for each unit, a column for each token. Arrow keys move, Escape clears." });
