@@ -1,4 +1,4 @@
-"""Four-bit products for a runtime without a kernel for them: int8 constants that are widened when the graph is loaded."""
+"""Four-bit products for a runtime without a kernel for them: int8 constants, widened when the graph is loaded."""
 
 from __future__ import annotations
 
@@ -33,9 +33,12 @@ def _widened(model: Model, node: Node) -> list[Node] | None:
     if sizes.get("bits") != 4 or inputs[3] or inputs[4] or packed is None or scales is None or not block:
         return None
     count = -(-inner // block)
-    if packed.shape != (columns, count, block // 2) or scales.size != columns * count or scales.dtype != np.float32:
+    if packed.dtype != np.uint8 or packed.shape != (columns, count, block // 2):
         return None
-    values = np.stack([packed & 15, packed >> 4], axis=-1).reshape(columns, count, block).astype(np.int8) - np.int8(8)
+    if scales.dtype != np.float32 or scales.size != columns * count:
+        return None
+    pairs = packed.view(np.uint8)
+    values = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(columns, count, block).astype(np.int8) - np.int8(8)
     names = {part: f"{_OURS}{node.outputs[0]}.{part}" for part in ("values", "scales", "shape", "axis", "start", "end")}
     constants: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
         "values": values,

@@ -66,21 +66,19 @@ def with_exact_products(model: Model) -> int:
             if any(id(user) not in allowed for name in names for user in users.get(name, ())):
                 movable[id(node)] = False
                 blocked = True
-    names: dict[str, str] = {}
     result: list[Node] = []
+    casts: set[str] = set()  # what was made of sums, which are floats now
     floats: dict[str, str] = {}  # integer weights → the same as floats
     for node in model.nodes:
         if node.outputs[0] in sources and node.operator == "QuantizeLinear":
             result += _rounded(model, node)
         elif node.operator == "MatMulInteger" and movable[id(node)]:
             result += _float_weights(model, node.inputs[1], producers, floats)
-            result.append(Node("MatMul", (node.inputs[0], floats[node.inputs[1]]), node.outputs))
             (cast,) = users[node.outputs[0]]
-            names[cast.outputs[0]] = node.outputs[0]
-        elif node.operator == "Cast" and node.outputs[0] in names:
-            continue
-        else:
-            result.append(renamed(node, names))
+            result.append(Node("MatMul", (node.inputs[0], floats[node.inputs[1]]), cast.outputs))
+            casts.add(cast.outputs[0])
+        elif node.outputs[0] not in casts:
+            result.append(node)
     model.nodes = result
     used = {name for node in result for name in node.inputs} | set(model.outputs)
     model.initializers = {name: item for name, item in model.initializers.items() if name in used}
@@ -88,7 +86,7 @@ def with_exact_products(model: Model) -> int:
 
 
 def looped(model: Model, state: Sequence[StatePair], vocabulary: int) -> bytes:
-    """A step graph of one stream, of which ``model`` is changed, as a loop over steps, each of which chooses the token of the next.
+    """A step graph of one stream as a loop over steps, each of which chooses the token of the next. Changes ``model``.
 
     Inputs: ``count`` int64 [], ``token`` int64 [1], ``temperature`` float32 [1], ``noise`` float32 [count, vocabulary],
     and the state. Outputs: ``tokens`` int64 [count, 1], the likeliest after temperature and noise; ``all_logits``
@@ -234,7 +232,7 @@ def _float_weights(model: Model, name: str, producers: dict[str, Node], done: di
 
 
 def _rounded(model: Model, node: Node) -> list[Node]:
-    """QuantizeLinear less its zero point, in fp32: divide, round half to even, and cut off what eight bits cannot hold."""
+    """QuantizeLinear less its zero point, in fp32: divide, round half to even, cut off what eight bits cannot hold."""
     (name,) = node.outputs
     for bound, limit in (("low", -128.0), ("high", 127.0)):
         model.initializers.setdefault(f"{_OURS}{bound}", tensor(f"{_OURS}{bound}", np.array(limit, np.float32)))

@@ -44,8 +44,8 @@ def _body(name: str, source: str) -> str:
     exported = [match[2] for match in _EXPORT.finditer(source)]
 
     def passed_on(match: re.Match[str]) -> str:
-        exported.extend(_names(match[1]))
-        return f"const {{ {', '.join(_names(match[1]))} }} = {_name(match[2])};\n"
+        exported.extend(f"{item}: {_name(match[2])}.{item}" for item in _names(match[1]))
+        return ""
 
     source = _IMPORT.sub(lambda match: f"const {{ {', '.join(_names(match[1]))} }} = {_name(match[2])};\n", source)
     source = _EXPORT.sub(r"\1 \2", _REEXPORT.sub(passed_on, source))

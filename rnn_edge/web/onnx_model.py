@@ -48,7 +48,7 @@ class Node:
         """Attributes that are one integer."""
         found = {}
         for attribute in self.attributes:
-            values = {number: value for number, value in fields(memoryview(attribute))}
+            values = dict(fields(memoryview(attribute)))
             name, value = values.get(_ATTRIBUTE_NAME), values.get(_ATTRIBUTE_I)
             if isinstance(name, memoryview) and isinstance(value, int):
                 found[str(name, "utf-8")] = value
@@ -104,7 +104,7 @@ def read_model(content: bytes, where: str) -> Model:
                 model.ir_version = value
             elif isinstance(value, memoryview) and number == _MODEL_OPSET:
                 parts = dict(fields(value))
-                model.opsets[_text(parts.get(_OPSET_DOMAIN))] = int(parts[_OPSET_VERSION])  # type: ignore[arg-type]
+                model.opsets[_text(parts.get(_OPSET_DOMAIN))] = int(parts[_OPSET_VERSION])
             elif isinstance(value, memoryview) and number == _MODEL_METADATA:
                 model.metadata.append(bytes(value))
             elif isinstance(value, memoryview) and number == _MODEL_GRAPH:

@@ -1,4 +1,4 @@
-"""What a page runs on: files of two npm packages, pinned by version and hash, fetched once and kept in the user's cache."""
+"""What a page runs on: files of two npm packages, pinned by version and hash, fetched once and kept in a cache."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 from rnn_edge.errors import RnnEdgeError
-from rnn_edge.files import write_bytes
-from rnn_edge.placement import cache_folder
+from rnn_edge.files import cache_folder, write_bytes
 
 WASM = "ort-wasm-simd-threaded.wasm"
 _LOCK = Path(__file__).with_name("runtime.lock.json")
@@ -93,18 +92,17 @@ def compressed(content: bytes) -> bytes:
 
 def registry(package: str) -> str:
     """The registry that npm is set to, by its environment variables or the user's .npmrc."""
-    settings = _npmrc()
+    environment = {name.lower(): value for name, value in os.environ.items()}  # npm reads them in any case
+    settings = _npmrc(environment.get("npm_config_userconfig") or "~/.npmrc")
     scope = package.partition("/")[0] if package.startswith("@") else ""
-    environment = {name.lower(): value for name, value in os.environ.items()}
     found = settings.get(f"{scope}:registry") if scope else None
     found = found or environment.get("npm_config_registry") or settings.get("registry") or _REGISTRY
     return found.rstrip("/")
 
 
-def _npmrc() -> dict[str, str]:
-    path = Path(os.environ.get("NPM_CONFIG_USERCONFIG") or os.environ.get("npm_config_userconfig") or "~/.npmrc")
+def _npmrc(path: str) -> dict[str, str]:
     try:
-        lines = path.expanduser().read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8", errors="replace").splitlines()
     except (OSError, RuntimeError):  # there is no home
         return {}
     pairs = (line.partition("=") for line in lines if not line.lstrip().startswith(("#", ";")))

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnn_edge.errors import BundleError
+from rnn_edge.errors import BundleError, RnnEdgeError
 from rnn_edge.files import check_output, new_folder, write_bytes
 from rnn_edge.onnx_file import summarise
 from rnn_edge.web.blocks import with_wide_blocks
@@ -33,9 +33,12 @@ def make_site(bundle: Bundle, output: Path, *, force: bool = False, runtime: Pat
 
     Raises:
         BundleError: the bundle is damaged, or has operators that the page's runtime lacks.
-        RnnEdgeError: ``output`` exists and ``force`` is not given, or the runtime cannot be had.
+        RnnEdgeError: ``output`` exists and ``force`` is not given, or holds anything but a site; the runtime cannot be
+            had.
     """
     check_output(output, force=force, folder=True)
+    if output.exists() and any(output.iterdir()) and not (output / "model" / "manifest.json").is_file():
+        raise RnnEdgeError(f"{output} holds other things than a site", "choose another output path, or empty it")
     files = site_files(bundle, runtime, note)
     with new_folder(output, force=force) as folder:
         for name, content in files.items():
@@ -75,11 +78,14 @@ def model_files(bundle: Bundle) -> dict[str, bytes]:
     """The bundle as a page has it: graphs for the page's runtime, and a manifest that says so.
 
     Raises:
-        BundleError: other bytes than the manifest says, or operators that the page's runtime lacks; they are named.
+        BundleError: other bytes than the manifest says, operators that the page's runtime lacks, which are named, or a
+            tokenizer that the page cannot load.
     """
     manifest = bundle.manifest
     names = {spec.file for spec in manifest.tokenizers.values()}
     files = {name: bundle.read(name) for name in sorted(names)}
+    for name, content in files.items():
+        _check_tokenizer(content, str(bundle.path / name))
     graphs: dict[str, str] = {}
     for role, name in manifest.graphs.items():
         where = str(bundle.path / name)
@@ -158,6 +164,16 @@ def _check_operators(content: bytes, where: str) -> None:
         raise BundleError(
             f"{where} has operators that the page's runtime lacks: {', '.join(lacking)}",
             "export the bundle as fp32, or quantise it to int8: rnn-edge quantize --precision int8",
+        )
+
+
+def _check_tokenizer(content: bytes, where: str) -> None:
+    """What assets/tokenizer.js knows."""
+    kind = json.loads(content)["model"]["type"]
+    if kind not in ("BPE", "WordLevel"):
+        raise BundleError(
+            f"{where} has a model of type {kind}, which the page cannot load",
+            "train with a vocabulary of characters, bytes, words or BPE subwords",
         )
 
 

@@ -70,6 +70,7 @@ class Chromium:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=True, flatten=True)
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
@@ -94,19 +95,19 @@ class Chromium:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send one command and wait for its answer; events in between are kept."""
-        self._number += 1
-        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._writes, json.dumps(message).encode() + b"\0")
+        number = self._send(method, parameters, self._session)
         while True:
             answer = self._receive(60)
-            if answer.get("id") == self._number:
+            if answer.get("id") == number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 result: dict[str, Any] = answer["result"]
                 return result
             self.events.append(answer)
+            if answer.get("method") == "Target.attachedToTarget":
+                # A worker, which waits to be listened to.
+                for order in ("Runtime.enable", "Log.enable", "Network.enable", "Runtime.runIfWaitingForDebugger"):
+                    self._send(order, {}, answer["params"]["sessionId"])
 
     def open(self, address: str) -> None:
         """Load a page."""
@@ -159,13 +160,21 @@ class Chromium:
         return found
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for."""
+        """Addresses that the page and its workers asked for."""
         self.run("0")
         return [
             event["params"]["request"]["url"]
             for event in self.events
             if event.get("method") == "Network.requestWillBeSent"
         ]
+
+    def _send(self, method: str, parameters: dict[str, Any], session: str | None) -> int:
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if session:
+            message["sessionId"] = session
+        os.write(self._writes, json.dumps(message).encode() + b"\0")
+        return self._number
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds

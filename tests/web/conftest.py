@@ -1,11 +1,10 @@
-"""What the tests of the page share: its runtime, sites of the tiny bundles, a server, Node and a browser, or a reason."""
+"""What the tests of the page share: its runtime, sites of bundles, a server, Node and a browser, or a reason."""
 
 import functools
-import http.server
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,10 @@ from rnn_edge.bundle import open_bundle
 from rnn_edge.errors import RnnEdgeError
 from rnn_edge.web.runtime import runtime_files
 from rnn_edge.web.site import make_site, model_files
+from tests.device.conftest import Cli as Cli
+from tests.device.conftest import cli as cli
 from tests.web.chromium import program
+from tests.web.server import served
 
 ROOT = Path(__file__).parent.parent.parent
 BUNDLES = [f"tests/data/{name}" for name in ("lstm", "gru", "translator", "translator-word")]
@@ -90,26 +92,5 @@ def browser() -> str:
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Serve a folder on a loopback port → its address."""
-    servers: list[http.server.ThreadingHTTPServer] = []
-
-    def start(folder: Path) -> str:
-        server = _Server(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder)))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 64  # a browser asks for many files at once
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
+    with ExitStack() as stack:
+        yield lambda folder: stack.enter_context(served(folder))

@@ -97,18 +97,18 @@ def test_a_changed_file_is_named(run: Run, tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_the_text(node: str, sites: Callable[[str], Path]) -> None:
     site = sites("tests/data/lstm")
-    command = [node, site / "run.mjs", site, "--max-tokens", "-1", "--runtime", "wasm"]
+    command = [node, str(site / "run.mjs"), str(site), "--max-tokens", "-1", "--runtime", "wasm"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(200)
         process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        assert process.wait(20) == 130
+        process.communicate(timeout=20)
+        assert process.returncode == 130
 
 
 def test_a_closed_pipe_is_no_failure(node: str, sites: Callable[[str], Path]) -> None:
     site = sites("tests/data/lstm")
-    command = [node, site / "run.mjs", site, "--max-tokens", "-1", "--runtime", "wasm"]
+    command = [node, str(site / "run.mjs"), str(site), "--max-tokens", "-1", "--runtime", "wasm"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(200)

@@ -51,7 +51,8 @@ def test_it_writes_what_the_terminal_writes(
     browser: str, sites: Sites, serve: Serve, pictures: Path, width: int, height: int, dark: bool
 ) -> None:
     with Chromium(width, height, dark=dark) as page:
-        settle(page, serve(sites("models/shakespeare")) + "#prompt=JULIET%3A&seed=11")
+        address = serve(sites("models/shakespeare"))
+        settle(page, f"{address}#prompt=JULIET%3A&seed=11")
         model = LanguageModel.load(ROOT / "models/shakespeare", device="cpu")
         expected = "JULIET:" + "".join(event.text for event in model.generate("JULIET:", seed=11, max_tokens=300))
         assert page.run(TEXT)[: len(expected)] == expected
@@ -59,6 +60,9 @@ def test_it_writes_what_the_terminal_writes(
         assert page.run("document.documentElement.dataset.theme") == ("dark" if dark else "light")
         assert "tokens/s" in page.run("document.querySelector('.rate').textContent")
         assert page.complaints() == []
+        asked = [item for item in page.requests() if not item.startswith("data:")]
+        assert f"{address}model/loop.onnx" in asked  # by the worker
+        assert [item for item in asked if not item.startswith(address)] == []
         page.screenshot(pictures / f"writer-{width}-{'dark' if dark else 'light'}.png")
 
 
@@ -94,10 +98,11 @@ def test_stop_ends_a_text(browser: str, sites: Sites, serve: Serve) -> None:
         settle(page, serve(sites("tests/data/lstm")))
         page.run("document.querySelector('#pace').value = '60'")
         page.run("document.querySelector('.primary').click()")
-        page.wait_for("document.querySelector('.is-running') && document.querySelectorAll('.token').length > 3")
+        count = "document.querySelectorAll('.token').length"
+        page.wait_for(f"document.querySelector('.is-running') && 3 < {count} && {count} < 500")  # the new text
         page.run("document.querySelector('.primary').click()")
         page.wait_for(IDLE, 5)
-        assert 3 < page.run("document.querySelectorAll('.token').length") < 500
+        assert 3 < page.run(count) < 500
         page.run("document.querySelector('footer button').click()")
         assert page.wait_for("/^Yes/.exec(document.querySelector('.proof').textContent)?.input", 20).startswith(
             "Yes: 256 steps"
@@ -119,7 +124,13 @@ def test_it_translates_and_draws_the_attention(
         page.run("document.querySelectorAll('.target-words .word')[3].focus()")
         page.run("new Promise(requestAnimationFrame)")
         assert page.run("document.querySelector('.bar.is-chosen .bar-name').textContent") == "␣maison"
-        assert page.run("document.querySelectorAll('.attention-lines .is-lit').length") >= 1
+        lit = "document.querySelectorAll('.attention-lines .is-lit').length"
+        assert page.run(lit) >= 1
+        page.run("window.first = document.querySelector('.attention-lines path'), 1")
+        metrics = {"height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        page.call("Emulation.setDeviceMetricsOverride", width=width - width // 4, **metrics)  # the lines are drawn anew
+        page.wait_for("!document.contains(window.first)", 5)
+        assert page.run(lit) >= 1
         assert page.complaints() == []
         page.screenshot(pictures / f"translator-{width}-{'dark' if dark else 'light'}.png")
 

@@ -17,8 +17,7 @@ from rnn_edge.web import runtime as module
 from rnn_edge.web.modules import in_one
 from rnn_edge.web.runtime import Package, registry, runtime_files
 from rnn_edge.web.site import ASSETS, single_file, site_files
-from tests.device.conftest import Cli, cli  # noqa: F401
-from tests.web.conftest import ROOT, Serve
+from tests.web.conftest import ROOT, Cli, Serve
 
 SMALL = {
     "onnxruntime-web": {"dist/ort.wasm.bundle.min.mjs": b"export const ort = 1;", f"dist/{module.WASM}": b"\0asm" * 50},
@@ -49,7 +48,7 @@ def pack(path: Path, files: dict[str, bytes]) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
-def test_the_folder_has_all_and_no_more(small: Path, cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+def test_the_folder_has_all_and_no_more(small: Path, cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("web", "lstm", "-o", "site", "--runtime", str(small))
     assert (code, out) == (0, "site\n"), err
     site = tmp_path / "site"
@@ -78,6 +77,13 @@ def test_the_folder_has_all_and_no_more(small: Path, cli: Cli, tmp_path: Path) -
     assert cli("web", "lstm", "-o", "site", "--runtime", str(small)) == (
         1, "", "error: site exists already\nhint: choose another output path, or replace it with --force\n",
     )  # fmt: skip
+    (tmp_path / "other").mkdir()
+    assert cli("web", "lstm", "-o", "other", "--runtime", str(small), "--force")[0] == 0  # there was nothing in it
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("Dear", encoding="utf-8")
+    code, _, err = cli("web", "lstm", "-o", "mine", "--runtime", str(small), "--force")
+    assert (code, err.splitlines()[0]) == (1, "error: mine holds other things than a site")
+    assert (tmp_path / "mine" / "letter").exists()
     code, out, _ = cli("web", "lstm", "-o", "site", "--runtime", str(small), "--force", "--json")
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
     assert (code, json.loads(out)) == (0, {"output": "site", "files": len(files), "bytes": size})
@@ -172,7 +178,7 @@ def test_other_bytes_are_refused(small: Path, tmp_path: Path) -> None:
     with pytest.raises(RnnEdgeError, match=rf"{name} is not that of onnxruntime-web 1\.2\.3"):
         runtime_files(small)
     pack(archive, {name: SMALL["onnxruntime-web"][name]})
-    with pytest.raises(RnnEdgeError, match="has no dist/ort.wasm.bundle.min.mjs"):
+    with pytest.raises(RnnEdgeError, match=r"has no dist/ort\.wasm\.bundle\.min\.mjs"):
         runtime_files(small)
     archive.write_bytes(b"no archive")
     with pytest.raises(RnnEdgeError, match="is not an npm package"):
@@ -207,7 +213,7 @@ def test_a_registry_that_cannot_be_reached_is_named(
     small: Path,
     cli: Cli,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
     code, out, err = cli("web", "lstm", "-o", "site")

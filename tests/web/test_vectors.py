@@ -1,6 +1,7 @@
 """The same noise, choices and texts in Python, Node and the browser: the vectors of tests/data/web."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -61,6 +62,13 @@ def test_a_difference_would_be_seen(node: str, tmp_path: Path) -> None:
 def test_node_writes_the_same(node: str, sites: Callable[[str], Path], models: Path, graphs: str) -> None:
     """On the page's own graphs, and on the bundles as they are."""
     assert run_node(node, ASSETS, VECTORS, sites("tests/data/lstm"), models if graphs == "page" else ROOT) == []
+
+
+def test_node_writes_the_same_natively(node: str, sites: Callable[[str], Path]) -> None:
+    modules = os.environ.get("RNN_EDGE_NODE_MODULES")
+    if not modules:
+        pytest.skip("name the folder of a node_modules with onnxruntime-node with $RNN_EDGE_NODE_MODULES")
+    assert run_node(node, ASSETS, VECTORS, sites("tests/data/lstm"), ROOT, Path(modules)) == []
 
 
 def test_the_browser_writes_the_same(

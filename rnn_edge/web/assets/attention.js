@@ -15,7 +15,8 @@ export function attentionPicture(sourcePieces, onpick) {
   above.append(...chips);
   let targets = [];
   let weights = [];
-  let picked = null; // {side, index}
+  let picked = null; // {side, index}: stays lit
+  let lit = null;
 
   function chip(text, side, index) {
     return element("button", {
@@ -28,13 +29,13 @@ export function attentionPicture(sourcePieces, onpick) {
       onclick: () => {
         picked = picked?.side === side && picked.index === index ? null : { side, index };
         light(picked);
-        if (side === "target") onpick(targets[index].tokens[0]);
       },
     }, text);
   }
 
   function light(which) {
-    if (which?.side === "target") onpick(targets[which.index]?.tokens[0]);
+    if (which?.side === "target" && which !== lit) onpick(targets[which.index]?.tokens[0]);
+    lit = which;
     picture.classList.toggle("is-lit", Boolean(which));
     const strength = (source, target) => (which?.side === "source" ? source === which.index : target === which?.index);
     for (const path of lines.children) path.classList.toggle("is-lit", Boolean(which) && strength(path.source, path.target));
@@ -69,6 +70,7 @@ export function attentionPicture(sourcePieces, onpick) {
       }),
     );
     lines.replaceChildren(...paths);
+    light(lit);
   });
   new ResizeObserver(draw).observe(picture);
 

@@ -17,7 +17,7 @@ export function element(tag, properties = {}, ...children) {
 /** How a token is shown where white space would not be seen. */
 export function visible(text) {
   if (text === "") return "∅";
-  return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\x00-\x1f]/g, "␀");
+  return text.replace(/ {4,}/g, (spaces) => `␣×${spaces.length}`).replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\x00-\x1f]/g, "␀");
 }
 
 export function percent(share) {
@@ -25,16 +25,22 @@ export function percent(share) {
   return share >= 0.1 ? `${(share * 100).toFixed(0)} %` : share >= 0.001 ? `${(share * 100).toFixed(1)} %` : "< 0.1 %";
 }
 
-/** At most once a frame, with whatever was asked last. */
-export function oncePerFrame(draw) {
+/** At most once a frame, and not again before `gap` milliseconds, whatever was asked in between. */
+export function oncePerFrame(draw, gap = 0) {
   let asked = false;
+  let last = -Infinity;
+  const frame = () =>
+    requestAnimationFrame((now) => {
+      asked = false;
+      last = now;
+      draw();
+    });
   return () => {
     if (asked) return;
     asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      draw();
-    });
+    const wait = last + gap - performance.now();
+    if (wait > 0) setTimeout(frame, wait);
+    else frame();
   };
 }
 

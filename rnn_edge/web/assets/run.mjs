@@ -110,8 +110,9 @@ async function translate(model, values, options) {
   const making = model.translate(text, options);
   const interrupted = onInterrupt(making);
   for await (const event of making) {
-    if (making.beam > 1 ? event.result : event.text) await write(event.text ?? event.result.text);
     if (event.gap) await write(event.gap);
+    else if (making.beam > 1) await write(event.result?.text ?? "");
+    else await write(event.text ?? "");
   }
   if (!text.endsWith("\n")) process.stdout.write("\n");
   if (interrupted()) process.exitCode = 130;
@@ -136,8 +137,10 @@ function onInterrupt(making) {
   return () => making.cancelled;
 }
 
-function write(text) {
-  return process.stdout.write(text) ? null : new Promise((done) => process.stdout.once("drain", done));
+/** Also lets the event loop turn: WebAssembly never waits for it, and Ctrl-C and closed pipes arrive there. */
+async function write(text) {
+  if (!process.stdout.write(text)) await new Promise((done) => process.stdout.once("drain", done));
+  await new Promise(setImmediate);
 }
 
 async function piped() {
@@ -182,7 +185,7 @@ async function loadRuntime(wanted) {
   }
   const wasm = join(HERE, "runtime", "ort-wasm-simd-threaded.wasm.gz");
   if (wanted === "native" || !existsSync(wasm)) {
-    throw new RnnEdgeError("there is no ONNX Runtime for Node here", "run: npm install onnxruntime-node@1.30.0 @huggingface/tokenizers@0.2.0");
+    throw new RnnEdgeError("there is no ONNX Runtime for Node here", "run: ONNXRUNTIME_NODE_INSTALL=skip npm install onnxruntime-node@1.30.0 @huggingface/tokenizers@0.2.0");
   }
   const ort = await import(pathToFileURL(join(HERE, "runtime", "ort.wasm.bundle.min.mjs")));
   ort.env.wasm.numThreads = 1;

@@ -7,8 +7,9 @@ const ROWS = 48; // units that are in view
 const KEYS = { ArrowUp: -1, ArrowDown: 1, PageUp: -ROWS, PageDown: ROWS };
 
 /**
- * A card with `add(columns, width)`, `clear()`, `arrange()`, `mark(position)` and `value(position)`, which is that of
- * the chosen unit or null. `onselect(position)` is told when a unit or a position is chosen here.
+ * A card with `add(columns, width)`, which `draw()` shows, `clear()`, `arrange()`, `mark(position)` and
+ * `value(position)`, which is that of the chosen unit or null. `onselect(position)` is told when a unit or a position is
+ * chosen here.
  */
 export function unitsCard({ onselect }) {
   const canvas = element("canvas", { tabIndex: 0, className: "units-canvas", role: "application", ariaLabel: "Hidden state: a row for each unit, a column for each token. Arrow keys move, Escape clears." });
@@ -32,7 +33,9 @@ export function unitsCard({ onselect }) {
   let position = null;
   let [first, top] = [0, 0]; // column and row in the corner
 
-  const redraw = oncePerFrame(() => {
+  const redraw = oncePerFrame(draw);
+
+  function draw() {
     const ratio = Math.min(2, devicePixelRatio || 1);
     const rows = Math.min(ROWS, order.length);
     const [wide, high] = [Math.max(1, Math.round(canvas.clientWidth * ratio)), Math.round(ROWS * CELL * ratio)];
@@ -54,7 +57,7 @@ export function unitsCard({ onselect }) {
     if (unit !== null && row >= 0 && row < rows) context.strokeRect(-4, row * CELL * ratio, wide + 8, CELL * ratio);
     const column = position === null ? -1 : position - first;
     if (column >= 0 && column < shown.length) context.strokeRect(column * CELL * ratio, -4, CELL * ratio, high + 8);
-  });
+  }
 
   function choose(next, at) {
     unit = next;
@@ -134,8 +137,8 @@ export function unitsCard({ onselect }) {
     }
     for (let at = 0; at < values.length; at += width) columns.push(values.subarray(at, at + width));
     if (columns.length >= 64 && !arranged) card.arrange();
-    redraw();
   };
+  card.draw = draw;
   card.mark = (at) => choose(unit, at);
   card.value = (at) => (unit === null || !columns[at] ? null : columns[at][unit] / 127);
   card.redraw = redraw;

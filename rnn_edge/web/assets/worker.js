@@ -46,7 +46,6 @@ function unexpected(error) {
 async function load(data) {
   files = data.files;
   checkBrowser();
-  const began = performance.now();
   const wasm = content(WASM).then(inflate);
   wasm.catch(() => {}); // told below
   const ort = await module("runtime/ort.wasm.bundle.min.mjs");
@@ -65,7 +64,7 @@ async function load(data) {
   const labels = tokenizer.tokenBytes.map((bytes) => decoder.decode(bytes));
   const { end = null, start = null, unknown = null } = manifest.special_ids;
   for (const [id, label] of [[start, "start"], [end, "end"], [unknown, "unknown"]]) if (id !== null && !labels[id]) labels[id] = label;
-  self.postMessage({ kind: "ready", manifest, labels, checked: bundle.checked, seconds: (performance.now() - began) / 1000 });
+  self.postMessage({ kind: "ready", manifest, labels, checked: bundle.checked });
 }
 
 function checkBrowser() {
@@ -116,7 +115,8 @@ async function generate({ run, options, pace }) {
   const started = performance.now();
   for await (const { fed, logits, hidden, tokens, texts } of mine) {
     const { ids, probabilities } = likeliest(logits, fed, tokens, stepper.size);
-    const units = Int8Array.from(hidden.subarray(0, fed.length * stepper.top.width), (value) => Math.max(-1, Math.min(1, value)) * 127);
+    const units = new Int8Array(fed.length * stepper.top.width);
+    for (let at = 0; at < units.length; at++) units[at] = Math.max(-1, Math.min(1, hidden[at])) * 127;
     const chunk = { kind: "chunk", run, fed, tokens, texts, ids, probabilities, units, width: stepper.top.width, count: mine.count, seconds: mine.seconds };
     self.postMessage(chunk, [ids.buffer, probabilities.buffer, units.buffer]);
     const wait = pace ? (mine.count / pace) * 1000 - (performance.now() - started) : 0;

@@ -4,6 +4,7 @@ import { element, knob, oncePerFrame } from "./dom.js";
 import { thinkingPanel } from "./thinking.js";
 import { unitsCard } from "./units.js";
 
+const GAP = 50; // milliseconds from one drawing of new text to the next: drawing takes time from the network
 const LEVELS = 7; // of colour on either side of zero
 
 /** Build the page into `main`. `send` posts to the worker. Returns what handles the worker's messages. */
@@ -74,7 +75,8 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
     text.classList.toggle("is-scrolled", text.scrollTop > 4);
     if (total.seconds > 0) rate.textContent = `${total.count.toLocaleString()} tokens · ${Math.round(total.count / total.seconds).toLocaleString()} tokens/s`;
     if (selected === null) describe(tokens.length - 1);
-  });
+    units.draw();
+  }, GAP);
 
   function add(token, where) {
     token.span = element("span", { className: token.prompt ? "token is-prompt" : "token" }, token.text);
@@ -140,7 +142,9 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
     button.textContent = "Stop";
     button.classList.add("is-running");
     link({ prompt: given.prompt, seed: given.seed });
-    command.textContent = shell(manifest.name, given);
+    // A browser would break lines behind the hyphens of a flag.
+    const pieces = shell(manifest, given).map(([flag, value]) => [element("span", {}, flag), ` ${value} `]);
+    command.replaceChildren("rnn-edge ", ...pieces.flat());
     send({ kind: "generate", run: ++run, options: given, pace: Number(pace.value) });
   }
 
@@ -156,7 +160,7 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
   }
 
   async function copyCommand() {
-    await navigator.clipboard?.writeText(command.textContent).catch(() => {});
+    await navigator.clipboard?.writeText(command.textContent.trim()).catch(() => {});
     copy.textContent = "copied";
     setTimeout(() => (copy.textContent = "copy"), 1200);
   }
@@ -234,15 +238,15 @@ export function writer(main, { manifest, labels }, send, { link, fail }) {
   };
 }
 
-/** The command that gives the same text; what is left at the command's own default is left out. */
-function shell(name, options) {
+/** The command that gives the same text, flag by flag; what the command does by itself is left out. */
+function shell({ name, sampling }, options) {
   const quote = (value) => (/^[\w.,:/-]+$/.test(value) ? value : `'${value.replace(/'/g, "'\\''")}'`);
-  const parts = ["rnn-edge generate", quote(name)];
-  if (options.prompt) parts.push("--prompt", quote(options.prompt));
-  parts.push("--seed", options.seed, "--temperature", options.temperature, "--max-tokens", options.maxTokens);
-  if (options.topK) parts.push("--top-k", options.topK);
-  if (options.topP !== 1) parts.push("--top-p", options.topP);
-  if (options.minP) parts.push("--min-p", options.minP);
-  if (options.repeatPenalty !== 1) parts.push("--repeat-penalty", options.repeatPenalty, "--repeat-window", options.repeatWindow);
-  return parts.join(" ");
+  const parts = [["generate", quote(name)]];
+  if (options.prompt) parts.push(["--prompt", quote(options.prompt)]);
+  parts.push(["--seed", options.seed], ["--temperature", options.temperature], ["--max-tokens", options.maxTokens]);
+  if (options.topK !== sampling.top_k) parts.push(["--top-k", options.topK]);
+  if (options.topP !== sampling.top_p) parts.push(["--top-p", options.topP]);
+  if (options.minP !== sampling.min_p) parts.push(["--min-p", options.minP]);
+  if (options.repeatPenalty !== 1) parts.push(["--repeat-penalty", options.repeatPenalty], ["--repeat-window", options.repeatWindow]);
+  return parts;
 }
