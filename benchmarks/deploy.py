@@ -31,7 +31,7 @@ def main() -> None:
         raise SystemExit("there is no sshd: install openssh-server")
     program = [sys.executable, "-m", "rnn_edge"]
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder))
+        server = Server(Path(folder), packages=False)
         try:
             name = server.device("device", Path(folder) / "data")
             deploy = [*program, "deploy", options.bundle, name, "-F", str(server.config), "-q"]

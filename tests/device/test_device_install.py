@@ -35,6 +35,17 @@ def test_what_is_not_installed_is_named() -> None:
         requirements("no-such-runtime")
 
 
+def test_another_device_may_need_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["numpy>=2", 'rich; sys_platform == "win32"', 'no-such>=1,<2; python_version < "3.0"']
+    requires = metadata.requires
+    monkeypatch.setattr(metadata, "requires", lambda name: lines if name == "rnn-edge" else requires(name))
+    here = requirements()
+    assert not any(line.startswith(("rich", "no-such")) for line in here)
+    there = set(requirements(device={"sys_platform": "win32", "python_version": "2.7"})) - set(here)
+    assert {f"rich=={metadata.version('rich')}", f"pygments=={metadata.version('pygments')}"} <= there
+    assert "no-such<2,>=1" in there  # nothing here says which version
+
+
 def test_the_wheel_has_the_device_side_alone_and_is_reproducible() -> None:
     name, content = device_wheel()
     assert (name, content) == device_wheel()
