@@ -101,9 +101,12 @@ class Agent:
             raise AgentError(
                 f"{_megabytes(free)} are free in {self.root}, needed are {_megabytes(room)}", "make room there"
             )
-        for folder in (self.releases, self.environments):
-            for unfinished in folder.glob("*.part"):
-                shutil.rmtree(unfinished)
+        ran = self._names()
+        for release in self.releases.iterdir():
+            if release.name not in ran:  # an attempt that was cut
+                _remove(release)
+        for unfinished in self.environments.glob("*.part"):
+            shutil.rmtree(unfinished)
 
     def prepare(self, objects: dict[str, int]) -> None:
         """Make ready for an upload, which goes on with parts: take away changed objects and parts that are too long."""
@@ -208,10 +211,16 @@ class Agent:
         _write(path, json.dumps({**json.loads(path.read_text()), **measured}))
         return measured
 
-    def switch(self, name: str, keep: int) -> None:
-        """Make a release the current one, in one rename, and forget all but the latest ``keep``."""
+    def switch(self, name: str, keep: int, back: bool = False) -> None:
+        """Make a release the current one, in one rename, and forget all but the latest ``keep``.
+
+        What was current is what it goes ``back`` from, or else what ``rollback`` will name.
+        """
         path = self.releases / name / _INFORMATION
-        _write(path, json.dumps({**json.loads(path.read_text()), "since": int(time.time())}))
+        information = {**json.loads(path.read_text()), "since": int(time.time())}
+        if not back:
+            information["before"] = self._current_name()
+        _write(path, json.dumps(information))
         fresh = self.root / f".current.{os.getpid()}"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(f"releases/{name}")
@@ -225,11 +234,11 @@ class Agent:
         Raises:
             AgentError: there is none.
         """
-        names, current = self._names(), self._current_name()
-        earlier = [name for name in names if current and name < current]
-        if not earlier:
+        current = self._current_name()
+        before = self._information(current).get("before") if current else None
+        if before not in self._names():
             raise AgentError("there is no earlier release to go back to", "deploy one, or keep more with --keep")
-        return earlier[-1]
+        return str(before)
 
     def discard(self, name: str) -> None:
         """Remove a release that did not prove itself."""
@@ -306,8 +315,10 @@ class Agent:
         return self.objects / f"{sha}{suffix}"
 
     def _names(self) -> list[str]:
-        found = self.releases.iterdir() if self.releases.is_dir() else ()
-        return sorted(path.name for path in found if (path / _INFORMATION).is_file() and path.suffix != ".part")
+        """The releases that ran, the latest last."""
+        names = [path.name for path in self.releases.iterdir()] if self.releases.is_dir() else []
+        since = {name: self._information(name).get("since") for name in names if not name.endswith(".part")}
+        return sorted((name for name in since if since[name]), key=lambda name: (since[name], name))
 
     def _current_name(self) -> str | None:
         return self.current.readlink().name if self.current.is_symlink() and self.current.exists() else None

@@ -115,7 +115,7 @@ def rollback(connection: Connection, report: Report) -> Result:
     name = connection.ask("rollback")
     explained = _prove(connection, name, report)
     report(connection.host, "switch", name)
-    connection.ask("switch", name=name, keep=_MOST_RELEASES)
+    connection.ask("switch", name=name, keep=_MOST_RELEASES, back=True)
     known = _known(connection.ask("status"))
     return Result(connection.host, True, "runs again", release=name, explained=explained, **known)
 

@@ -150,6 +150,20 @@ def test_old_releases_and_their_files_are_forgotten(device: Device) -> None:
     assert len(there) == len(kept) + 2  # the manifests
 
 
+def test_going_back_is_to_what_ran_before(device: Device) -> None:
+    """Not to a release that was gone back from, nor to an attempt that was cut before it ran."""
+    first = device.current
+    assert device.deploy(GRU).ok
+    assert device.fleet().rollback()[0].ok
+    (device.root / "releases" / "20990101T000000.000000Z-cut").mkdir()
+    (device.root / "releases" / "20990101T000000.000000Z-cut" / "release.json").write_text("{}")
+    assert device.fleet().status()[0].result == "runs, 2 releases kept"
+    assert device.deploy(TRANSLATOR, keep=2).ok
+    assert len(list((device.root / "releases").iterdir())) == 2
+    (back,) = device.fleet().rollback()
+    assert (back.ok, back.release, device.current) == (True, first, first)
+
+
 def test_nothing_is_changed_by_a_dry_run(server: Server, tmp_path: Path) -> None:
     said: list[tuple[str, ...]] = []
     name = server.device("dry", tmp_path / "dry")
