@@ -13,7 +13,7 @@ from rnn_edge.errors import MissingDependencyError
 NAME = "rnn-edge"
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that zip files know
-_METADATA = ("Metadata-Version", "Name", "Version", "Summary", "License-Expression", "Requires-Python")
+_METADATA = ("Metadata-Version", "Name", "Version", "Summary", "License-Expression", "License-File", "Requires-Python")
 
 
 def requirements(runtime: str = "onnxruntime", device: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -66,6 +66,8 @@ def device_wheel() -> tuple[str, bytes]:
         b"Wheel-Version: 1.0\nGenerator: rnn-edge\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
     files[f"{information}/entry_points.txt"] = b"[console_scripts]\nrnn-edge = rnn_edge.__main__:main\n"
+    if licence := metadata.distribution(NAME).read_text("licenses/LICENSE"):
+        files[f"{information}/licenses/LICENSE"] = licence.encode()
     record = "".join(f"{name},{_record_hash(content)},{len(content)}\n" for name, content in files.items())
     files[f"{information}/RECORD"] = f"{record}{information}/RECORD,,\n".encode()
     out = io.BytesIO()

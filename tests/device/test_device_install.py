@@ -51,6 +51,7 @@ def test_the_wheel_has_the_device_side_alone_and_is_reproducible() -> None:
     assert (name, content) == device_wheel()
     names = zipfile.ZipFile(BytesIO(content)).namelist()
     assert "rnn_edge/stepper.py" in names
+    assert f"rnn_edge-{metadata.version('rnn-edge')}.dist-info/licenses/LICENSE" in names
     assert {part.split("/")[0] for part in names} == {"rnn_edge", f"rnn_edge-{metadata.version('rnn-edge')}.dist-info"}
     assert not any("models/" in part or "__pycache__" in part for part in names)
 
