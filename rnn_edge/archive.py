@@ -4,7 +4,7 @@
 
     NAME/SHA256SUMS         of all that follows; first, and readable for ``sha256sum -c``
     NAME/models/NAME/…      the bundle
-    NAME/INSTALL.txt        three commands
+    NAME/INSTALL.txt        the commands for a device
     NAME/requirements.txt   the versions that were proven where it was packed
     NAME/wheels/…           the device side of rnn-edge
 """
