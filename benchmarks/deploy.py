@@ -42,7 +42,7 @@ def main() -> None:
                 "ssh true": lambda: seconds(["ssh", "-F", str(server.config), name, "true"]),
                 "rnn-edge verify": lambda: seconds([*program, "verify", options.bundle]),
                 "rnn-edge bench, as short": lambda: seconds(
-                    [*program, "bench", options.bundle, *["-q", "-n", "64", "-p", "16", "-r", "2"]]
+                    [*program, "bench", options.bundle, *["-q", "-n", "128", "-p", "16", "-r", "1"]]
                 ),
             }
             times: dict[str, list[float]] = {label: [] for label in contenders}

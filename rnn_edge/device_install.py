@@ -16,11 +16,11 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that zip files know
 _METADATA = ("Metadata-Version", "Name", "Version", "Summary", "License-Expression", "License-File", "Requires-Python")
 
 
-def requirements(runtime: str = "onnxruntime", device: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def requirements(device: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """``name==version`` of all that the device side needs, at the versions that are installed here.
 
-    That is what runs, verifies and measures here. ``runtime`` is the distribution that brings ONNX Runtime; where only
-    the other one is installed, its version is taken. ``device`` has the environment markers (PEP 508) that differ there
+    That is what runs, verifies and measures here. ONNX Runtime is the one for the CPU; where only the one for GPUs is
+    installed, its version is taken. ``device`` has the environment markers (PEP 508) that differ there
     from here, like ``python_version``; what is needed there alone has no version here, and so comes without a pin.
 
     Raises:
@@ -30,7 +30,7 @@ def requirements(runtime: str = "onnxruntime", device: Mapping[str, str] | None 
 
     there = {"extra": "", **(device or {})}  # "extra" is empty: what an extra needs is not needed
     lines: dict[str, str] = {}
-    waiting = [Requirement(line) for line in [*(metadata.requires(NAME) or ()), runtime]]
+    waiting = [Requirement(line) for line in [*(metadata.requires(NAME) or ()), RUNTIMES[0]]]
     while waiting:
         needed = waiting.pop()
         name = _normal(needed.name)
@@ -99,8 +99,7 @@ def _record_hash(content: bytes) -> str:
 
 
 def _installed(name: str) -> metadata.Distribution:
-    other = next((runtime for runtime in RUNTIMES if name in RUNTIMES and runtime != name), None)
-    for candidate in filter(None, (name, other)):
+    for candidate in RUNTIMES if name in RUNTIMES else (name,):
         try:
             return metadata.distribution(candidate)
         except metadata.PackageNotFoundError:

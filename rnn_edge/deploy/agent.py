@@ -200,7 +200,7 @@ class Agent:
 
     def measure(self, name: str) -> dict[str, float]:
         """Tokens per second and megabytes, of a short ``rnn-edge bench``; kept with the release."""
-        done = self._rnn_edge(name, "bench", "--format", "json", "--quiet", "-n", "64", "-p", "16", "-r", "2")
+        done = self._rnn_edge(name, "bench", "--format", "json", "--quiet", "-n", "128", "-p", "16", "-r", "1")
         if done.returncode:
             raise AgentError(f"measuring failed: {_last(done)}", "run rnn-edge bench there")
         results = json.loads(done.stdout)["results"]
