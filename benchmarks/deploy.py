@@ -31,7 +31,7 @@ def main() -> None:
         raise SystemExit("there is no sshd: install openssh-server")
     program = [sys.executable, "-m", "rnn_edge"]
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder))
+        server = Server(Path(folder), packages=False)
         try:
             name = server.device("device", Path(folder) / "data")
             deploy = [*program, "deploy", options.bundle, name, "-F", str(server.config), "-q"]
@@ -42,7 +42,7 @@ def main() -> None:
                 "ssh true": lambda: seconds(["ssh", "-F", str(server.config), name, "true"]),
                 "rnn-edge verify": lambda: seconds([*program, "verify", options.bundle]),
                 "rnn-edge bench, as short": lambda: seconds(
-                    [*program, "bench", options.bundle, *["-q", "-n", "64", "-p", "16", "-r", "2"]]
+                    [*program, "bench", options.bundle, *["-q", "-n", "128", "-p", "16", "-r", "1"]]
                 ),
             }
             times: dict[str, list[float]] = {label: [] for label in contenders}
@@ -64,7 +64,9 @@ def main() -> None:
 
 def seconds(command: list[str]) -> float:
     started = perf_counter()
-    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
     return perf_counter() - started
 
 

@@ -4,7 +4,7 @@
 
     NAME/SHA256SUMS         of all that follows; first, and readable for ``sha256sum -c``
     NAME/models/NAME/…      the bundle
-    NAME/INSTALL.txt        three commands
+    NAME/INSTALL.txt        the commands for a device
     NAME/requirements.txt   the versions that were proven where it was packed
     NAME/wheels/…           the device side of rnn-edge
 """
@@ -36,6 +36,8 @@ _CHUNK = 2**20
 _LARGEST_SUMS, _LARGEST_MANIFEST, _LARGEST_OTHER = 2**20, 16 * 2**20, 64 * 2**20
 _MOST_FILES = 1000
 _LONGEST_END = 2**20  # of zeros behind the last file
+# Weights hardly shrink, and text to a tenth; deflate can reach a thousandth.
+_MOST_GROWTH, _GROWTH_ALLOWED = 50, 16 * 2**20
 _MEND = "get the archive again from where it was packed"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
@@ -96,7 +98,8 @@ def unpack(path: Path, output: Path, *, force: bool = False) -> Bundle:
     """Unpack an archive into a new folder, all of it or nothing, and open its bundle.
 
     Only plain files are taken, each named once, inside the archive's one folder, listed in its checksums and of the
-    size that the manifest says; so links, devices, ``..``, absolute names, duplicates and bombs are refused.
+    size that the manifest says, all together no more than an archive's size explains; so links, devices, ``..``,
+    absolute names, duplicates and bombs are refused.
 
     Raises:
         BundleError: the archive is damaged, or holds what none of ours holds.
@@ -141,6 +144,7 @@ def _extract(path: Path, file: BinaryIO, folder: Path) -> str:
     sums: dict[str, str] = {}
     sizes: dict[str, int] = {}
     seen: set[str] = set()
+    room = _MOST_GROWTH * os.fstat(file.fileno()).st_size + _GROWTH_ALLOWED
     for top, inside, size, content in _members(path, file):
         if not seen:
             if inside != SUMS:
@@ -151,6 +155,9 @@ def _extract(path: Path, file: BinaryIO, folder: Path) -> str:
             raise BundleError(f"{path} holds {top}/{inside}, {what}", _MEND)
         if size > sizes.get(inside, _limit(name, inside)):
             raise BundleError(f"{path} holds {inside} with {size:,} bytes: more than it may have", _MEND)
+        room -= size
+        if room < 0:
+            raise BundleError(f"{path} unpacks to more than {_MOST_GROWTH} times its size", _MEND)
         if inside in sizes and size != sizes[inside]:
             raise BundleError(f"{path} holds {inside} with {size:,} bytes, not {sizes[inside]:,}", _MEND)
         target = folder / inside

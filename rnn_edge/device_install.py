@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -12,35 +13,42 @@ from rnn_edge.errors import MissingDependencyError
 NAME = "rnn-edge"
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that zip files know
-_METADATA = ("Metadata-Version", "Name", "Version", "Summary", "License-Expression", "Requires-Python")
+_METADATA = ("Metadata-Version", "Name", "Version", "Summary", "License-Expression", "License-File", "Requires-Python")
 
 
-def requirements(runtime: str = "onnxruntime") -> tuple[str, ...]:
+def requirements(device: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """``name==version`` of all that the device side needs, at the versions that are installed here.
 
-    That is what runs, verifies and measures here. ``runtime`` is the distribution that brings ONNX Runtime; where only
-    the other one is installed, its version is taken.
+    That is what runs, verifies and measures here. ONNX Runtime is the one for the CPU; where only the one for GPUs is
+    installed, its version is taken. ``device`` has the environment markers (PEP 508) that differ there
+    from here, like ``python_version``; what is needed there alone has no version here, and so comes without a pin.
 
     Raises:
         MissingDependencyError: something of it is not installed here.
     """
     from packaging.requirements import Requirement  # ONNX Runtime needs it, so it is there
 
-    versions: dict[str, str] = {}
-    waiting = [Requirement(line) for line in [*(metadata.requires(NAME) or ()), runtime]]
+    there = {"extra": "", **(device or {})}  # "extra" is empty: what an extra needs is not needed
+    lines: dict[str, str] = {}
+    waiting = [Requirement(line) for line in [*(metadata.requires(NAME) or ()), RUNTIMES[0]]]
     while waiting:
         needed = waiting.pop()
         name = _normal(needed.name)
-        # "extra" is empty: what an extra needs is not needed.
-        if name in versions or (needed.marker and not needed.marker.evaluate({"extra": ""})):
+        if name in lines or (needed.marker and not needed.marker.evaluate(there)):
             continue
-        found = _installed(name)
-        versions[name] = found.version
+        try:
+            found = _installed(name)
+        except MissingDependencyError:
+            if not needed.marker or needed.marker.evaluate({"extra": ""}):
+                raise
+            lines[name] = f"{name}{needed.specifier}"
+            continue
+        lines[name] = f"{name}=={found.version}"
         waiting += [Requirement(line) for line in found.requires or ()]
         for extra in needed.extras:
-            lines = (Requirement(line) for line in found.requires or ())
-            waiting += [line for line in lines if line.marker and line.marker.evaluate({"extra": extra})]
-    return tuple(f"{name}=={version}" for name, version in sorted(versions.items()))
+            optional = (Requirement(line) for line in found.requires or ())
+            waiting += [line for line in optional if line.marker and line.marker.evaluate({**there, "extra": extra})]
+    return tuple(line for _, line in sorted(lines.items()))
 
 
 def device_wheel() -> tuple[str, bytes]:
@@ -58,6 +66,8 @@ def device_wheel() -> tuple[str, bytes]:
         b"Wheel-Version: 1.0\nGenerator: rnn-edge\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
     files[f"{information}/entry_points.txt"] = b"[console_scripts]\nrnn-edge = rnn_edge.__main__:main\n"
+    if licence := metadata.distribution(NAME).read_text("licenses/LICENSE"):
+        files[f"{information}/licenses/LICENSE"] = licence.encode()
     record = "".join(f"{name},{_record_hash(content)},{len(content)}\n" for name, content in files.items())
     files[f"{information}/RECORD"] = f"{record}{information}/RECORD,,\n".encode()
     out = io.BytesIO()
@@ -89,8 +99,7 @@ def _record_hash(content: bytes) -> str:
 
 
 def _installed(name: str) -> metadata.Distribution:
-    other = next((runtime for runtime in RUNTIMES if name in RUNTIMES and runtime != name), None)
-    for candidate in filter(None, (name, other)):
+    for candidate in RUNTIMES if name in RUNTIMES else (name,):
         try:
             return metadata.distribution(candidate)
         except metadata.PackageNotFoundError:

@@ -4,6 +4,7 @@ import ctypes.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,13 +136,28 @@ def _cuda() -> Iterator[Fact]:
 
 
 def _library(name: str) -> str:
-    """Where a CUDA library is: in NVIDIA's Python packages, or with the system's own."""
+    """Where a CUDA library is: in NVIDIA's Python packages, on LD_LIBRARY_PATH, or where the system's linker knows."""
     spec = util.find_spec("nvidia")
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ()) if spec] if spec else []
-    for folder in folders:
-        for path in sorted(folder.glob(f"**/lib{name}.so*")):
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(folder).glob(f"**/lib{name}.so*")):
             return str(path)
-    return ctypes.util.find_library(name) or ""
+    for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)):
+        for path in sorted(Path(folder).glob(f"lib{name}.so*")):
+            return str(path)
+    return _linked(name) or ctypes.util.find_library(name) or ""
+
+
+def _linked(name: str) -> str:
+    """A path from the cache of the system's linker: lines like ``libcudnn.so.9 (libc6,x86-64) => /usr/lib/…``."""
+    program = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if not program:
+        return ""
+    done = subprocess.run([program, "-p"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        library, _, place = line.strip().partition(" => ")
+        if library.startswith(f"lib{name}.so") and place:
+            return place
+    return ""
 
 
 def _terminal() -> Iterator[Fact]:

@@ -74,7 +74,9 @@ def show(results: Sequence[Result]) -> None:
         if result.explained:
             text += f", {result.explained} explained differences"
         rows.append((result.device, result.bundle or "", since, speed, memory, text))
-    render.show_table(("device", "bundle", "since", "tokens/s", "memory", "result"), rows)
+    titles = ("device", "bundle", "since", "tokens/s", "memory", "result")
+    known = [index for index in range(len(titles)) if any(row[index] for row in rows)]
+    render.show_table([titles[index] for index in known], [[row[index] for index in known] for row in rows])
     for result in results:
         if not result.ok:
             render.note(f"hint for {result.device}: {result.hint}")

@@ -34,10 +34,13 @@ def deploy(
     computes the same (verify), measures it (bench), and then makes it the current release in one rename. If anything
     fails, what ran before still runs. Exit code 1 if a device failed; the others go on.
     """
+    import json
+    from dataclasses import asdict
+
     from rnn_edge import render_deploy
     from rnn_edge.bundle import open_bundle
-    from rnn_edge.deploy.deployment import Fleet, Options
-    from rnn_edge.deploy.deployment import as_json as line
+    from rnn_edge.deploy.deployment import Options
+    from rnn_edge.deploy.fleet import Fleet
     from rnn_edge.errors import InvalidValueError
 
     alone = status or rollback
@@ -59,7 +62,7 @@ def deploy(
         results = fleet.status() if status else fleet.rollback() if bundle is None else fleet.deploy(bundle)
     if as_json:
         for result in results:
-            typer.echo(line(result))
+            typer.echo(json.dumps(asdict(result), ensure_ascii=False))
     else:
         render_deploy.show(results)
     if not all(result.ok for result in results):

@@ -18,7 +18,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def generate(
-    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.", metavar="BUNDLE")],
+    bundle: Annotated[str, typer.Argument(help="Name, folder or archive of a bundle.", metavar="BUNDLE")],
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="File with the text to continue.")] = None,
     samples: Annotated[int, typer.Option("-N", "--samples", help="So many texts from the one prompt.")] = 1,

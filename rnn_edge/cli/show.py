@@ -9,7 +9,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def show(
-    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.", metavar="BUNDLE")],
+    bundle: Annotated[str, typer.Argument(help="Name, folder or archive of a bundle.", metavar="BUNDLE")],
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False,
     recipe: Annotated[bool, typer.Option("--recipe", help="The recipe that trained it, as TOML.")] = False,
 ) -> None:

@@ -39,7 +39,7 @@ class _Command(TyperCommand):
 
 @app.command(cls=_Command)
 def translate(
-    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.", metavar="BUNDLE")],
+    bundle: Annotated[str, typer.Argument(help="Name, folder or archive of a bundle.", metavar="BUNDLE")],
     text: Annotated[str | None, typer.Argument(help="Text to translate; else standard input.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="File to translate, line by line.")] = None,
     beam: Annotated[

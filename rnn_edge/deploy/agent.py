@@ -1,7 +1,8 @@
 """What runs on the device while it is deployed to: sent there as text, so this file is the standard library's alone.
 
 One JSON object a line comes in, ``{"do": name, …}``, and one goes out, ``{"ok": …}`` or ``{"error": …, "hint": …}``.
-When the input ends, it ends, and with it its lock. On the device everything is below one folder::
+Empty lines say that the other side is there. When the input ends or is silent, the agent ends, and with it the program
+that it runs and its lock. On the device everything is below one folder::
 
     objects/SHA256          files, each once, under their own hash; SHA256.part while they come in
     environments/ID/        virtual environments, each for one set of packages; complete with .ready
@@ -17,16 +18,22 @@ import importlib.util
 import json
 import os
 import platform
+import queue
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 HELLO = "rnn-edge agent"
 _READY, _INFORMATION = ".ready", "release.json"
 _LONGEST = 1800  # seconds of a program: a slow device that installs packages
+_SILENCE = 60  # seconds: a line that was cut may never say so
 
 
 class AgentError(Exception):
@@ -46,11 +53,12 @@ class Agent:
         self.objects, self.environments = self.root / "objects", self.root / "environments"
         self.releases, self.current = self.root / "releases", self.root / "current"
         self.lock: TextIO | None = None
+        self._program: subprocess.Popen[str] | None = None
+        self._ended = False
 
-    def look(self, objects: dict[str, int], environment: str, digest: str) -> dict[str, Any]:
-        """Facts of the device; which of the objects (hash → size) it has; nothing is changed."""
+    def look(self) -> dict[str, Any]:
+        """Facts of the device; nothing is changed."""
         there = next(path for path in (self.root, *self.root.parents) if path.exists())
-        parts = {sha: self._object(sha, ".part") for sha in objects}
         return {
             "python": platform.python_version(),
             "system": platform.system(),
@@ -60,18 +68,26 @@ class Agent:
             "memory": _available_memory(),
             "disk": shutil.disk_usage(there).free,
             "root": str(self.root),
-            "have": [sha for sha in objects if self._object(sha).is_file() and _sha256(self._object(sha)) == sha],
-            "parts": [sha for sha, part in parts.items() if part.is_file() and part.stat().st_size < objects[sha]],
-            "environment": bool(environment) and (self.environments / environment / _READY).is_file(),
-            "same": self._running(digest, environment),
             "current": self._current_name(),
         }
+
+    def compare(self, objects: list[str], environment: str, digest: str) -> dict[str, Any]:
+        """Which of the objects are here, whether the environment is, and the current release if it is the same."""
+        return {
+            "have": self.have(objects),
+            "environment": (self.environments / environment / _READY).is_file(),
+            "same": self._same(digest, environment),
+        }
+
+    def have(self, objects: list[str]) -> list[str]:
+        """Those of the objects that are here, and whole."""
+        return [sha for sha in objects if self._object(sha).is_file() and _sha256(self._object(sha)) == sha]
 
     def begin(self, room: int) -> None:
         """Take the lock, which ends with this process, and make the folders.
 
         Raises:
-            Failure: another deployment is at work, or less than ``room`` bytes are free.
+            AgentError: another deployment is at work, or less than ``room`` bytes are free.
         """
         for folder in (self.objects, self.environments, self.releases):
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +101,12 @@ class Agent:
             raise AgentError(
                 f"{_megabytes(free)} are free in {self.root}, needed are {_megabytes(room)}", "make room there"
             )
-        for release in self.releases.glob("*.part"):
-            shutil.rmtree(release)
+        ran = self._names()
+        for release in self.releases.iterdir():
+            if release.name not in ran:  # an attempt that was cut
+                _remove(release)
+        for unfinished in self.environments.glob("*.part"):
+            shutil.rmtree(unfinished)
 
     def prepare(self, objects: dict[str, int]) -> None:
         """Make ready for an upload, which goes on with parts: take away changed objects and parts that are too long."""
@@ -106,7 +126,7 @@ class Agent:
         """Check what came in, and give it its name.
 
         Raises:
-            Failure: other bytes arrived, and were removed.
+            AgentError: other bytes arrived, and were removed.
         """
         for sha, size in objects.items():
             part = self._object(sha, ".part")
@@ -122,7 +142,7 @@ class Agent:
         """Make a virtual environment: these requirements, and wheels (name → object), the first of which is ours.
 
         Raises:
-            Failure: no venv, no index, no wheels for this device, or what pip says.
+            AgentError: no venv, no index, no wheels for this device, or what pip says.
         """
         folder = self.environments / environment
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,11 +151,16 @@ class Agent:
             raise AgentError(
                 "its Python cannot make virtual environments", f"there: sudo apt install python{version}-venv"
             )
-        made = _run([sys.executable, "-m", "venv", str(folder)])
+        try:
+            self._install(folder, requirements, files, offline)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # what runs here may need the room
+            raise
+
+    def _install(self, folder: Path, requirements: list[str], files: dict[str, str], offline: bool) -> None:
+        made = self._run([sys.executable, "-m", "venv", str(folder)])
         if made.returncode:
-            raise AgentError(
-                f"no virtual environment can be made: {_last(made)}", "there: sudo apt install python3-venv"
-            )
+            raise _install_failure(made.stdout + made.stderr)
         wheels = folder / "wheels"
         wheels.mkdir()
         for name, sha in files.items():
@@ -145,10 +170,10 @@ class Agent:
         # The requirements are all of them, so pip looks for no others.
         pip += ["--no-input", "--no-deps", "-r", str(folder / "requirements.txt")]
         pip += ["--no-index", "--find-links", str(wheels)] if offline else []
-        done = _run([*pip, str(wheels / next(iter(files)))])
+        done = self._run([*pip, str(wheels / next(iter(files)))])
         if done.returncode:
-            raise _pip_failure(done.stderr)
-        tried = _run([str(folder / "bin" / "rnn-edge"), "--version"])
+            raise _install_failure(done.stderr)
+        tried = self._run([str(folder / "bin" / "rnn-edge"), "--version"])
         if tried.returncode:
             raise AgentError(f"what was installed does not start: {_last(tried)}", "run it again")
         shutil.rmtree(wheels)
@@ -169,13 +194,13 @@ class Agent:
 
     def prove(self, name: str) -> dict[str, Any]:
         """What ``rnn-edge verify`` says there: findings, and how it ended."""
-        done = self._program(name, "verify", "--json")
+        done = self._rnn_edge(name, "verify", "--json")
         findings = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         return {"passed": done.returncode == 0, "findings": findings, "error": _last(done)}
 
     def measure(self, name: str) -> dict[str, float]:
         """Tokens per second and megabytes, of a short ``rnn-edge bench``; kept with the release."""
-        done = self._program(name, "bench", "--format", "json", "--quiet", "-n", "64", "-p", "16", "-r", "2")
+        done = self._rnn_edge(name, "bench", "--format", "json", "--quiet", "-n", "128", "-p", "16", "-r", "1")
         if done.returncode:
             raise AgentError(f"measuring failed: {_last(done)}", "run rnn-edge bench there")
         results = json.loads(done.stdout)["results"]
@@ -186,10 +211,16 @@ class Agent:
         _write(path, json.dumps({**json.loads(path.read_text()), **measured}))
         return measured
 
-    def switch(self, name: str, keep: int) -> None:
-        """Make a release the current one, in one rename, and forget all but the latest ``keep``."""
+    def switch(self, name: str, keep: int, back: bool = False) -> None:
+        """Make a release the current one, in one rename, and forget all but the latest ``keep``.
+
+        What was current is what it goes ``back`` from, or else what ``rollback`` will name.
+        """
         path = self.releases / name / _INFORMATION
-        _write(path, json.dumps({**json.loads(path.read_text()), "since": int(time.time())}))
+        information = {**json.loads(path.read_text()), "since": int(time.time())}
+        if not back:
+            information["before"] = self._current_name()
+        _write(path, json.dumps(information))
         fresh = self.root / f".current.{os.getpid()}"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(f"releases/{name}")
@@ -201,18 +232,18 @@ class Agent:
         """The name of the release before the current one.
 
         Raises:
-            Failure: there is none.
+            AgentError: there is none.
         """
-        names, current = self._names(), self._current_name()
-        earlier = [name for name in names if current and name < current]
-        if not earlier:
+        current = self._current_name()
+        before = self._information(current).get("before") if current else None
+        if before not in self._names():
             raise AgentError("there is no earlier release to go back to", "deploy one, or keep more with --keep")
-        return earlier[-1]
+        return str(before)
 
     def discard(self, name: str) -> None:
         """Remove a release that did not prove itself."""
         if name != self._current_name():
-            shutil.rmtree(self.releases / name, ignore_errors=True)
+            _remove(self.releases / name)
             self._forget(len(self._names()))
 
     def status(self) -> dict[str, Any]:
@@ -222,7 +253,13 @@ class Agent:
             return {"current": None, "releases": 0}
         return {"current": name, "releases": len(self._names()), **self._information(name)}
 
-    def _running(self, digest: str, environment: str) -> str | None:
+    def stop(self) -> None:
+        """End the program that runs, and start no other."""
+        self._ended = True
+        if self._program:
+            _kill(self._program)
+
+    def _same(self, digest: str, environment: str) -> str | None:
         """The current release, if it is of this bundle and environment and its files are whole."""
         name = self._current_name()
         if name is None:
@@ -234,18 +271,42 @@ class Agent:
         whole = all((model / file).is_file() and _sha256(model / file) == sha for file, sha in files.items())
         return name if same and files and whole else None
 
-    def _program(self, name: str, command: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    def _rnn_edge(self, name: str, command: str, *options: str) -> "subprocess.CompletedProcess[str]":
         folder = self.releases / name
-        return _run([str(folder / "rnn-edge"), command, str(folder / "bundle"), *options])
+        return self._run([str(folder / "rnn-edge"), command, str(folder / "bundle"), *options])
+
+    def _run(self, command: list[str]) -> "subprocess.CompletedProcess[str]":
+        """Run a program in a process group of its own, so that ``stop`` ends what it started too."""
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**os.environ, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": ""},
+            start_new_session=True,
+        )
+        self._program = process
+        if self._ended:  # meanwhile
+            _kill(process)
+        try:
+            out, err = process.communicate(timeout=_LONGEST)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            raise AgentError(f"{command[0]} did not end within {_LONGEST} s", "look at the device's load") from None
+        finally:
+            self._program = None
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def _forget(self, keep: int) -> None:
         names, current = self._names(), self._current_name()
         for name in [name for name in names[:-keep] if name != current]:
-            shutil.rmtree(self.releases / name)
+            _remove(self.releases / name)
         used = {self._information(name).get("environment") for name in self._names()}
         for folder in self.environments.iterdir():
             if folder.name not in used:
-                shutil.rmtree(folder)
+                _remove(folder)
         for path in self.objects.iterdir():
             if path.suffix != ".part" and path.stat().st_nlink == 1:  # in no release
                 path.unlink()
@@ -254,8 +315,10 @@ class Agent:
         return self.objects / f"{sha}{suffix}"
 
     def _names(self) -> list[str]:
-        found = self.releases.iterdir() if self.releases.is_dir() else ()
-        return sorted(path.name for path in found if (path / _INFORMATION).is_file() and path.suffix != ".part")
+        """The releases that ran, the latest last."""
+        names = [path.name for path in self.releases.iterdir()] if self.releases.is_dir() else []
+        since = {name: self._information(name).get("since") for name in names if not name.endswith(".part")}
+        return sorted((name for name in since if since[name]), key=lambda name: (since[name], name))
 
     def _current_name(self) -> str | None:
         return self.current.readlink().name if self.current.is_symlink() and self.current.exists() else None
@@ -269,10 +332,12 @@ class Agent:
 
 
 def serve(stream: BinaryIO, out: TextIO) -> None:
-    """Answer until the input ends."""
+    """Answer until the input ends, or is silent for too long."""
     agent = Agent()
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(stream.fileno(), requests, agent.stop), daemon=True).start()
     print(HELLO, file=out, flush=True)
-    for line in stream:
+    while line := requests.get():
         request = json.loads(line)
         try:
             reply: dict[str, Any] = {"ok": getattr(agent, request.pop("do"))(**request)}
@@ -280,9 +345,18 @@ def serve(stream: BinaryIO, out: TextIO) -> None:
             reply = {"error": failure.message, "hint": failure.hint}
         except OSError as error:
             reply = {"error": f"{error.filename or 'the device'}: {error.strerror or error}", "hint": _mend(error)}
-        except subprocess.TimeoutExpired as error:
-            reply = {"error": f"{error.cmd[0]} did not end within {_LONGEST} s", "hint": "look at the device's load"}
         print(json.dumps(reply), file=out, flush=True)
+
+
+def _listen(handle: int, requests: "queue.SimpleQueue[bytes]", stop: Callable[[], None]) -> None:
+    """Pass requests on, and an empty one when no more will come."""
+    rest = b""
+    while select.select([handle], [], [], _SILENCE)[0] and (content := os.read(handle, 65536)):
+        *lines, rest = (rest + content).split(b"\n")
+        for line in filter(None, lines):
+            requests.put(line)
+    stop()
+    requests.put(b"")
 
 
 def _mend(error: OSError) -> str:
@@ -291,39 +365,20 @@ def _mend(error: OSError) -> str:
     return "check that folder's permissions on the device"
 
 
-def _pip_failure(said: str) -> AgentError:
+def _install_failure(said: str) -> AgentError:
+    """What pip, or the making of an environment, failed of."""
     text = said.lower()
-    unreachable = AgentError("its package index cannot be reached", "use --offline: packages are then copied from here")
-    if "no space left" in text or "disk quota" in text:
+    if any(sign in text for sign in ("no space left", "disk quota", "errno 28")):
         return AgentError("no space is left on the device for the packages", "make room there, then run it again")
+    if any(sign in text for sign in ("connection", "name resolution", "retrying", "timed out", "unreachable")):
+        return AgentError("its package index cannot be reached", "use --offline: packages are then copied from here")
     if "no matching distribution" in text:
         name = text.rpartition("no matching distribution found for ")[2].split()[0]
-        if any(sign in text for sign in ("connection", "name resolution", "retrying", "unreachable")):
-            return AgentError(
-                "its package index cannot be reached", "use --offline: packages are then copied from here"
-            )
         what = f"{platform.machine()}, Python {platform.python_version()}"
-        return AgentError(
-            f"there is no {name} for this device ({what})", "use a 64-bit system with Python 3.11 to 3.13"
-        )
-    if any(sign in text for sign in ("connection", "name resolution", "timed out", "unreachable")):
-        return unreachable
+        hint = "use a 64-bit system there, and about the same version of Python here and there"
+        return AgentError(f"there is no {name} for this device ({what})", hint)
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "pip failed")
     return AgentError(f"installing failed: {last.strip()}", "run it again, or use --offline")
-
-
-def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": ""}
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_LONGEST,
-        env=environment,
-        check=False,
-    )
 
 
 def _last(done: "subprocess.CompletedProcess[str]") -> str:
@@ -355,6 +410,18 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)  # a file system without links
 
 
+def _remove(folder: Path) -> None:
+    """Take away a release or environment: by one rename, since half of one must never be taken for whole."""
+    gone = folder.with_name(f"{folder.name.removesuffix('.part')}.part")
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _write(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(text)
@@ -375,4 +442,5 @@ def _megabytes(size: int) -> str:
 
 
 if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout)
+    with contextlib.suppress(BrokenPipeError):  # nobody is there for the last answer
+        serve(sys.stdin.buffer, sys.stdout)

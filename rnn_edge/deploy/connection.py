@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from rnn_edge.deploy.agent import HELLO
 from rnn_edge.errors import DeployError, MissingDependencyError
 
 _CONNECT_SECONDS = 10
+_ALIVE_SECONDS = 5
 _TOO_OLD, _NO_PYTHON = 71, 72
 # Without quotes of its own kind, so that any login shell passes it on. The agent's text follows on its input.
 _START = (
@@ -32,9 +34,17 @@ _START = (
 )
 # What ssh says → what it means, and the mend; {host} is as the user wrote it.
 _MEANINGS = (
-    ("remote host identification has changed", "its host key has changed", "find out why; then: ssh-keygen -R {name}"),
+    (
+        "remote host identification has changed",
+        "its host key has changed",
+        "find out why; ssh {host} says which old key to remove",
+    ),
     ("host key verification failed", "its host key is unknown", "connect once and compare the key: ssh {host}"),
-    ("permission denied", "it accepts none of your keys", "put your key there: ssh-copy-id {host}"),
+    (
+        "permission denied",
+        "it accepts none of your keys",
+        "put your key there: ssh-copy-id {host}; if it has a passphrase: ssh-add",
+    ),
     ("too many authentication failures", "it accepts none of your keys", "name one with IdentityFile in ~/.ssh/config"),
     ("connection refused", "it refuses the connection", "check that an SSH server runs there, and the port"),
     ("timed out", "it does not answer", "check that it is on, and its address"),
@@ -61,7 +71,9 @@ class Connection:
             "ControlPersist": "no",
             "ClearAllForwardings": "yes",
             "LogLevel": "ERROR",
-            "ServerAliveInterval": "5",
+            "RemoteCommand": "none",
+            "RequestTTY": "no",
+            "ServerAliveInterval": str(_ALIVE_SECONDS),
             "ServerAliveCountMax": "3",
         }
         self._options = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
@@ -69,6 +81,7 @@ class Connection:
             self._options += ["-F", str(config)]
         self._processes: list[subprocess.Popen[bytes]] = []
         self._agent: subprocess.Popen[bytes] | None = None
+        self._writing, self._closed = threading.Lock(), threading.Event()
 
     def open(self) -> None:
         """Connect, and start the agent.
@@ -90,13 +103,14 @@ class Connection:
             time.sleep(0.005)
         # ControlMaster=no: this is a guest of the connection above.
         self._agent = self._start(["ssh", "-T", "-o", "ControlMaster=no", *self._options, "--", self.host, _START])
-        source = Path(__file__).with_name("agent.py").read_bytes()
+        source = _agent_source()
         self._send(b"%d\n%s" % (len(source), source))
         lines: list[str] = []
         while (line := self._receive()) != HELLO:
             if line is None:
                 raise self._no_agent("".join(lines[-1:]))
             lines.append(line)  # what a noisy profile says
+        threading.Thread(target=self._say_alive, daemon=True).start()
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Let the agent do something → its answer.
@@ -131,10 +145,7 @@ class Connection:
             return
         if self._processes[0].poll() is not None:
             raise self._cut()
-        free, needed = (
-            self.ask("look", objects={}, environment="", digest="")["disk"],
-            sum(f.stat().st_size for f in files),
-        )
+        free, needed = self.ask("look")["disk"], sum(path.stat().st_size for path in files)
         if free < needed:
             self.ask("clear")  # what runs there needs the room more
             what = f"{free / 1e6:,.1f} MB are left there, needed are {needed / 1e6:,.1f} MB"
@@ -146,14 +157,15 @@ class Connection:
 
     def close(self) -> None:
         """End the connection, and with it the agent and its lock."""
+        self._closed.set()
         for process in reversed(self._processes):
+            process.terminate()  # first, since another thread may be writing to it
+        for process in self._processes:
+            process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream:
                     with contextlib.suppress(OSError):
                         stream.close()
-            process.terminate()
-        for process in self._processes:
-            process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
@@ -167,10 +179,17 @@ class Connection:
     def _send(self, content: bytes) -> None:
         assert self._agent and self._agent.stdin
         try:
-            self._agent.stdin.write(content)
-            self._agent.stdin.flush()
-        except OSError as error:
+            with self._writing:
+                self._agent.stdin.write(content)
+                self._agent.stdin.flush()
+        except (OSError, ValueError) as error:  # the latter where it is closed
             raise self._cut() from error
+
+    def _say_alive(self) -> None:
+        """Empty lines: a line that was cut may never say so there, and the agent has the lock."""
+        with contextlib.suppress(DeployError):
+            while not self._closed.wait(_ALIVE_SECONDS):
+                self._send(b"\n")
 
     def _receive(self) -> str | None:
         assert self._agent and self._agent.stdout
@@ -193,15 +212,18 @@ class Connection:
         return DeployError(f"{self.host}: the connection was cut", hint)
 
     def _meaning(self, said: str) -> DeployError:
-        name = self.host.rpartition("@")[2].removeprefix("ssh://")
         for sign, meaning, mend in _MEANINGS:
             if sign in said.lower():
-                return DeployError(f"{self.host}: {meaning}", mend.format(host=self.host, name=name))
+                return DeployError(f"{self.host}: {meaning}", mend.format(host=self.host))
         lines = said.strip().splitlines() or ["ssh ended"]
         return DeployError(f"{self.host}: {lines[-1].strip()}", f"see what this says: ssh {self.host} true")
 
     def _sftp_host(self) -> str:
         return "sftp://" + self.host.removeprefix("ssh://") if self.host.startswith("ssh://") else self.host
+
+
+def _agent_source() -> bytes:
+    return Path(__file__).with_name("agent.py").read_bytes()
 
 
 def _quoted(name: str) -> str:

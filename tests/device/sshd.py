@@ -20,18 +20,18 @@ PROGRAM = shutil.which("sshd") or next((path for path in ("/usr/sbin/sshd",) if 
 class Server:
     """An sshd, and an ssh configuration with one name for each device that a test wants.
 
-    A device is this machine with a data folder of its own. Sessions see the packages of these tests on PYTHONPATH, so
-    that nothing but our own wheel is installed, and nothing is downloaded.
+    A device is this machine with a data folder of its own. With ``packages``, sessions see those of these tests on
+    PYTHONPATH, so that nothing but our own wheel is installed, and nothing is downloaded.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, packages: bool = True) -> None:
         self.folder = folder
         self.port = free_port()
         self.config = folder / "config"
         for name in ("host", "other-host", "user", "stranger"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
         shutil.copy(folder / "user.pub", folder / "authorized")
-        packages = os.pathsep.join(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
+        installed = os.pathsep.join(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         lines = [
             f"Port {self.port}",
@@ -44,9 +44,9 @@ class Server:
             "PasswordAuthentication no",
             "KbdInteractiveAuthentication no",
             "Subsystem sftp internal-sftp",
-            "AcceptEnv XDG_DATA_HOME DEVICE_PATH",
+            "AcceptEnv XDG_DATA_HOME",
             "MaxStartups 100",
-            f"SetEnv PYTHONPATH={packages} PATH={path}",
+            f"SetEnv PATH={path}" + (f" PYTHONPATH={installed}" if packages else ""),
         ]
         (folder / "sshd_config").write_text("\n".join(lines) + "\n")
         if os.geteuid() == 0:

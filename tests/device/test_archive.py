@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -19,7 +20,7 @@ from rnn_edge.archive import cached, pack, unpack
 from rnn_edge.bundle import open_bundle, read_bundle
 from rnn_edge.errors import BundleError, RnnEdgeError
 from tests.device.conftest import Cli
-from tests.device.tiny import GRU, TRANSLATOR, copy_bundle
+from tests.device.tiny import GRU, TRANSLATOR, copy_bundle, replace_file
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -74,9 +75,18 @@ def test_what_is_packed_comes_out(source: Path, tmp_path: Path) -> None:
     assert listed == {"SHA256SUMS", "models", "INSTALL.txt", "requirements.txt", "wheels"}
 
 
-def test_the_same_bundle_gives_the_same_bytes(archive: Path, tmp_path: Path) -> None:
+def test_the_same_bundle_gives_the_same_bytes(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever its files were written, whoever may read them, and wherever and as what it is packed."""
     copy = copy_bundle(GRU, tmp_path / "elsewhere" / "gru")
-    packed = pack(read_bundle(copy), tmp_path / "b.tar.gz")
+    for path in copy.iterdir():
+        os.utime(path, (1e9, 1e9))
+        path.chmod(0o600)
+    monkeypatch.chdir(copy)
+    umask = os.umask(0o077)
+    try:
+        packed = pack(read_bundle(Path()), tmp_path / "b.tar.gz")
+    finally:
+        os.umask(umask)
     assert archive.read_bytes() == (tmp_path / "b.tar.gz").read_bytes()
     assert packed.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
 
@@ -212,6 +222,23 @@ def test_a_stream_that_never_ends(archive: Path, tmp_path: Path) -> None:
         found.append((tarfile.TarInfo(f"gru/empty{index}"), b""))
     with pytest.raises(BundleError, match="more than 1,000 files"):
         unpack(write(tmp_path / "many.tar.gz", found), tmp_path / "out")
+
+
+def test_a_bomb_whose_manifest_is_honest(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnn_edge.archive._GROWTH_ALLOWED", 0)
+    assert unpack(archive, tmp_path / "good")
+    bomb = copy_bundle(GRU, tmp_path / "gru")
+    replace_file(bomb, "step.onnx", bytes(20_000_000))
+    pack(read_bundle(bomb), tmp_path / "bomb.tar.gz")
+    with pytest.raises(BundleError, match="more than 50 times its size"):
+        unpack(tmp_path / "bomb.tar.gz", tmp_path / "out")
+
+
+@pytest.mark.parametrize("junk", [b"junk", gzip.compress(b"junk"), bytes(100) + b"junk"])
+def test_junk_behind_the_end(archive: Path, tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(archive.read_bytes() + junk)
+    with pytest.raises(BundleError, match=r"damaged|goes on behind its end"):
+        unpack(tmp_path / "x.tar.gz", tmp_path / "out")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])

@@ -4,19 +4,22 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rnn_edge.bundle import Bundle, read_bundle
-from rnn_edge.deploy import agent, connection, deployment
+from rnn_edge.deploy import agent, connection, deployment, payload
 from rnn_edge.deploy.connection import Connection
-from rnn_edge.deploy.deployment import Fleet, Options, Result
+from rnn_edge.deploy.deployment import Options, Result
+from rnn_edge.deploy.fleet import Fleet
 from rnn_edge.deploy.wheels import platform_tags
 from rnn_edge.errors import DeployError
 from tests.device.conftest import Cli
@@ -42,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def few_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our wheel alone is installed; the session's PYTHONPATH has what it needs."""
-    monkeypatch.setattr(deployment, "requirements", lambda: ())
+    monkeypatch.setattr(payload, "requirements", lambda **_: ())
 
 
 class Device:
@@ -79,7 +82,7 @@ def first(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Device:
     """A device where the LSTM runs, with an environment that the others share."""
     device = Device(server, "first", tmp_path_factory.mktemp("first"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deployment, "requirements", lambda: ())
+        patch.setattr(payload, "requirements", lambda **_: ())
         result = device.deploy(LSTM)
     assert result.ok, result
     return device
@@ -147,6 +150,20 @@ def test_old_releases_and_their_files_are_forgotten(device: Device) -> None:
     assert len(there) == len(kept) + 2  # the manifests
 
 
+def test_going_back_is_to_what_ran_before(device: Device) -> None:
+    """Not to a release that was gone back from, nor to an attempt that was cut before it ran."""
+    first = device.current
+    assert device.deploy(GRU).ok
+    assert device.fleet().rollback()[0].ok
+    (device.root / "releases" / "20990101T000000.000000Z-cut").mkdir()
+    (device.root / "releases" / "20990101T000000.000000Z-cut" / "release.json").write_text("{}")
+    assert device.fleet().status()[0].result == "runs, 2 releases kept"
+    assert device.deploy(TRANSLATOR, keep=2).ok
+    assert len(list((device.root / "releases").iterdir())) == 2
+    (back,) = device.fleet().rollback()
+    assert (back.ok, back.release, device.current) == (True, first, first)
+
+
 def test_nothing_is_changed_by_a_dry_run(server: Server, tmp_path: Path) -> None:
     said: list[tuple[str, ...]] = []
     name = server.device("dry", tmp_path / "dry")
@@ -183,14 +200,27 @@ def test_the_network_is_cut_in_the_middle_of_a_copy(server: Server, device: Devi
     assert (result.ok, device.runs) == (True, "large")
 
 
-def wait_for_lock(device: Device, bundle: Path) -> Result:
+def wait_until_free(device: Device) -> None:
     """The agent of a connection that was cut may take a moment to notice."""
-    for _ in range(50):
-        result = device.deploy(bundle)
-        if "another deployment" not in result.result:
-            break
-        time.sleep(0.2)
-    return result
+    end = time.monotonic() + 20
+    while True:
+        probe = Connection(device.name, device.server.config)
+        try:
+            probe.open()
+            probe.ask("begin", room=0)
+            return
+        except DeployError as error:
+            if "another deployment" not in error.message or time.monotonic() > end:
+                raise
+        finally:
+            probe.close()
+        time.sleep(0.1)
+
+
+def wait_for_lock(device: Device, bundle: Path) -> Result:
+    """Deploy once the lock is free."""
+    wait_until_free(device)
+    return device.deploy(bundle)
 
 
 @pytest.fixture
@@ -276,6 +306,75 @@ def test_a_bundle_that_changed_since_export_goes_nowhere(device: Device, cli: Cl
     assert (code, "truncated or changed" in err) == (1, True)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("fact", "said", "mend"),
+    [
+        ({"machine": "armv7l"}, "no ONNX Runtime for the architecture armv7l", "64-bit"),
+        ({"libc": ["", ""]}, "no ONNX Runtime for systems without glibc", "Debian"),
+        ({"system": "Darwin"}, "its system is Darwin", "Linux"),
+    ],
+)
+def test_a_device_that_nothing_runs_on(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fact: Any, said: str, mend: str, dry_run: bool
+) -> None:
+    ask = Connection.ask
+
+    def other(self: Connection, do: str, **arguments: Any) -> Any:
+        found = ask(self, do, **arguments)
+        return {**found, **fact} if do == "look" else found
+
+    monkeypatch.setattr(Connection, "ask", other)
+    device = Device(server, f"foreign-{next(iter(fact))}-{dry_run}", tmp_path)
+    result = device.deploy(GRU, dry_run=dry_run)
+    assert (result.ok, said in result.result, mend in result.hint) == (False, True, True)
+    assert not device.root.exists()
+
+
+def test_a_line_that_is_cut_in_silence_frees_the_lock(
+    server: Server, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tells the device that the line is dead: it must notice by itself."""
+    source = connection._agent_source().replace(b"_SILENCE = 60", b"_SILENCE = 3")
+    monkeypatch.setattr(connection, "_agent_source", lambda: source)
+    monkeypatch.setattr(connection, "_ALIVE_SECONDS", 1)
+    line = Line(server.port, 10**9)
+    through = Device(server, f"{device.name}-dead", tmp_path / "data", port=line.port)
+    held = Connection(through.name, server.config)
+    try:
+        held.open()
+        held.ask("begin", room=0)
+        time.sleep(4)
+        assert device.deploy(GRU).result == "another deployment is at work there"
+        line.stall, line.left = True, 0
+        assert wait_for_lock(device, GRU).ok
+    finally:
+        held.close()
+        line.close()
+
+
+def test_a_cut_in_the_middle_of_installing_ends_what_runs_there(
+    server: Server, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pip that waits for an index that never answers would hold the lock for long."""
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        url = f"http://127.0.0.1:{index.getsockname()[1]}"
+        lines = (f"--index-url {url}", "no-such-package==1")
+        monkeypatch.setattr(payload, "requirements", lambda **_: lines)
+        (device.root / "environments").unlink()  # it is that of all devices here
+        (device.root / "environments").mkdir()
+        fleet = device.fleet()
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(fleet.deploy, read_bundle(GRU))
+            with index.accept()[0]:  # pip is there
+                assert device.deploy(GRU).result == "another deployment is at work there"
+                fleet.close()
+                assert not found.result()[0].ok
+                wait_until_free(device)
+    assert list((device.root / "environments").iterdir()) == []
+    assert device.runs == "lstm"
+
+
 def test_two_at_once(device: Device) -> None:
     held = Connection(device.name, device.server.config)
     try:
@@ -306,7 +405,7 @@ def test_an_interrupt_leaves_the_old_release_and_no_lock(device: Device, tmp_pat
     bundle, line = large(tmp_path), Line(device.server.port, 1_000_000, stall=True)
     stalled = device.server.device(f"{device.name}-stalled", tmp_path / "data", port=line.port)
     program = (
-        "import sys; from rnn_edge.deploy import deployment; deployment.requirements = lambda: (); "
+        "import sys; from rnn_edge.deploy import payload; payload.requirements = lambda **_: (); "
         "from rnn_edge.cli import run; sys.exit(run())"
     )
     command = [sys.executable, "-c", program, "deploy", str(bundle), stalled, "-F", str(device.server.config)]
@@ -331,7 +430,7 @@ def test_an_interrupt_leaves_the_old_release_and_no_lock(device: Device, tmp_pat
         ((), {"key": "stranger"}, "it accepts none of your keys", "ssh-copy-id"),
         (("HostName no-such-host.invalid",), {}, "there is no host of this name", "ssh/config"),
         (("UserKnownHostsFile /dev/null",), {}, "its host key is unknown", "compare the key"),
-        (("UserKnownHostsFile {folder}/changed",), {}, "its host key has changed", "ssh-keygen -R"),
+        (("UserKnownHostsFile {folder}/changed",), {}, "its host key has changed", "which old key"),
     ],
 )
 def test_named_errors(
@@ -427,7 +526,7 @@ def test_usage(cli: Cli, arguments: list[str], said: str) -> None:
     ],
 )
 def test_what_pip_says(said: str, message: str, hint: str) -> None:
-    error = agent._pip_failure(said)
+    error = agent._install_failure(said)
     assert message in error.message
     assert hint in error.hint
 
@@ -454,8 +553,19 @@ def test_platforms() -> None:
 def test_edits_reach_the_payload(tmp_path: Path) -> None:
     """A manifest is part of what is copied: another one is another bundle."""
     copy = copy_bundle(GRU, tmp_path / "gru")
-    before = deployment.Payload.of(read_bundle(copy), tmp_path)
+    before = payload.Payload.of(read_bundle(copy), tmp_path)
     edit_manifest(copy, lambda manifest: manifest.update(name="other"))
-    after = deployment.Payload.of(read_bundle(copy), tmp_path)
+    after = payload.Payload.of(read_bundle(copy), tmp_path)
     assert before.digest != after.digest
-    assert before.environment == after.environment
+    assert before.wheel == after.wheel
+
+
+def test_another_python_there_has_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "requirements", lambda device: (f"x=={device['python_version']}",))
+    sent = payload.Payload.of(read_bundle(GRU), tmp_path)
+    packages = [
+        payload.Packages.of(sent, {"python": python, "machine": "aarch64"}) for python in ("3.11.2", "3.11.9", "3.13.5")
+    ]
+    assert [found.requirements for found in packages] == [("x==3.11",), ("x==3.11",), ("x==3.13",)]
+    assert packages[0] == packages[1]
+    assert packages[0].environment != packages[2].environment

@@ -24,15 +24,35 @@ def test_requirements_are_the_installed_versions_of_all_that_is_imported() -> No
     assert list(pins) == sorted(pins)
 
 
-def test_the_runtime_for_gpus_has_the_installed_runtime_s_version() -> None:
-    pins = dict(line.split("==") for line in requirements("onnxruntime-gpu"))
-    assert pins["onnxruntime-gpu"] == metadata.version("onnxruntime")
-    assert "onnxruntime" not in pins
+def test_where_only_the_runtime_for_gpus_is_installed_its_version_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = metadata.distribution
+
+    def other(name: str) -> metadata.Distribution:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return find("onnxruntime" if name == "onnxruntime-gpu" else name)
+
+    monkeypatch.setattr(metadata, "distribution", other)
+    pins = dict(line.split("==") for line in requirements())
+    assert pins["onnxruntime"] == find("onnxruntime").version
+    assert "onnxruntime-gpu" not in pins
 
 
-def test_what_is_not_installed_is_named() -> None:
-    with pytest.raises(MissingDependencyError, match="no-such-runtime is not installed here"):
-        requirements("no-such-runtime")
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda name: ["no-such>=1"])
+    with pytest.raises(MissingDependencyError, match="no-such is not installed here"):
+        requirements()
+
+
+def test_another_device_may_need_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["numpy>=2", 'rich; sys_platform == "win32"', 'no-such>=1,<2; python_version < "3.0"']
+    requires = metadata.requires
+    monkeypatch.setattr(metadata, "requires", lambda name: lines if name == "rnn-edge" else requires(name))
+    here = requirements()
+    assert not any(line.startswith(("rich", "no-such")) for line in here)
+    there = set(requirements(device={"sys_platform": "win32", "python_version": "2.7"})) - set(here)
+    assert {f"rich=={metadata.version('rich')}", f"pygments=={metadata.version('pygments')}"} <= there
+    assert "no-such<2,>=1" in there  # nothing here says which version
 
 
 def test_the_wheel_has_the_device_side_alone_and_is_reproducible() -> None:
@@ -40,6 +60,7 @@ def test_the_wheel_has_the_device_side_alone_and_is_reproducible() -> None:
     assert (name, content) == device_wheel()
     names = zipfile.ZipFile(BytesIO(content)).namelist()
     assert "rnn_edge/stepper.py" in names
+    assert f"rnn_edge-{metadata.version('rnn-edge')}.dist-info/licenses/LICENSE" in names
     assert {part.split("/")[0] for part in names} == {"rnn_edge", f"rnn_edge-{metadata.version('rnn-edge')}.dist-info"}
     assert not any("models/" in part or "__pycache__" in part for part in names)
 

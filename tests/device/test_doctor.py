@@ -1,7 +1,9 @@
 """``rnn-edge doctor`` on machines that lack something: installed packages are folders of metadata, so we make some."""
 
 import json
+import os
 import sys
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,23 @@ def test_cuda_libraries_of_python_packages(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "nvidia", raising=False)
     (fact,) = (fact for fact in examine() if fact.name == "libcudnn")
     assert fact.value == str(library)
+
+
+def test_cuda_libraries_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ldconfig"
+    program.write_text(
+        "#!/bin/sh\necho '3 libs found in cache'\n"
+        "echo '\tlibcudnn_graph.so.9 (libc6,x86-64) => /opt/libcudnn_graph.so.9'\n"
+        "echo '\tlibcudnn.so.9 (libc6,x86-64) => /opt/libcudnn.so.9'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    assert doctor._library("cudnn") == "/opt/libcudnn.so.9"
+    (tmp_path / "libcudnn.so.8").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    assert doctor._library("cudnn") == str(tmp_path / "libcudnn.so.8")
 
 
 def test_a_bundle_that_does_not_open(cli: Cli, tmp_path: Path) -> None:
