@@ -45,7 +45,8 @@ class TrainingState(Generic[ModelT]):
         if world.size > 1:  # the same first weights, but dropout masks of its own
             torch.manual_seed(seed + (world.rank + 1) * 2**32)
         self.model = model.to(device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        # Moved to where it is already, which puts a copy's recurrent weights into one block again: cuDNN wants them so.
+        self.average = copy.deepcopy(self.model).to(device).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, task.recipe.training)
         self.progress = Progress(made_of=self._made_of())
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since progress.logged_step
