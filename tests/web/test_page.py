@@ -131,6 +131,14 @@ def test_it_translates_and_draws_the_attention(
         page.call("Emulation.setDeviceMetricsOverride", width=width - width // 4, **metrics)  # the lines are drawn anew
         page.wait_for("!document.contains(window.first)", 5)
         assert page.run(lit) >= 1
+        # Tab reaches one word of the sentence, arrow keys the others.
+        assert page.run("[...document.querySelectorAll('.word')].filter((item) => item.tabIndex === 0).length") == 1
+        page.press("ArrowUp" if width < 600 else "ArrowLeft")
+        assert page.run("document.activeElement.textContent") == "la"
+        page.press("ArrowLeft" if width < 600 else "ArrowUp")
+        assert page.run("document.activeElement.textContent") == "the"
+        page.press("ArrowRight" if width < 600 else "ArrowDown")
+        assert page.run("document.activeElement.textContent") == "la"
         assert page.complaints() == []
         page.screenshot(pictures / f"translator-{width}-{'dark' if dark else 'light'}.png")
 

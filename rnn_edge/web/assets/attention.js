@@ -9,7 +9,7 @@ const FAINTEST = 0.04; // weights below are not drawn
 export function attentionPicture(sourcePieces, onpick) {
   const lines = element("svg", { class: "attention-lines", "aria-hidden": "true" });
   const [above, below] = [element("div", { className: "words source-words" }), element("div", { className: "words target-words" })];
-  const picture = element("div", { className: "attention" }, above, lines, below);
+  const picture = element("div", { className: "attention", role: "group", ariaLabel: "Where it looked: arrow keys move from word to word", onkeydown: move }, above, lines, below);
   const sources = words(sourcePieces);
   const chips = sources.map(({ text }, index) => chip(text, "source", index));
   above.append(...chips);
@@ -17,20 +17,44 @@ export function attentionPicture(sourcePieces, onpick) {
   let weights = [];
   let picked = null; // {side, index}: stays lit
   let lit = null;
+  let stop = null; // the one word that Tab reaches; arrow keys reach the others
 
   function chip(text, side, index) {
     return element("button", {
       type: "button",
       className: "word",
+      tabIndex: -1,
       onpointerenter: () => light({ side, index }),
       onpointerleave: () => light(picked),
-      onfocus: () => light({ side, index }),
+      onfocus: ({ currentTarget }) => (reach(currentTarget), light({ side, index })),
       onblur: () => light(picked),
       onclick: () => {
         picked = picked?.side === side && picked.index === index ? null : { side, index };
         light(picked);
       },
     }, text);
+  }
+
+  function reach(item) {
+    if (stop) stop.tabIndex = -1;
+    stop = item;
+    if (stop) stop.tabIndex = 0;
+  }
+
+  function isSideways() {
+    return getComputedStyle(picture).flexDirection === "row";
+  }
+
+  function move(event) {
+    const word = event.target;
+    const [own, other] = word.parentNode === above ? [above, below] : [below, above];
+    const at = [...own.children].indexOf(word);
+    const ways = isSideways() ? ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight"] : ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];
+    const way = ways.indexOf(event.key);
+    if (at < 0 || way < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    const next = way < 2 ? own.children[at + (way ? 1 : -1)] : (way === 2) === (other === above) ? other.children[Math.min(at, other.children.length - 1)] : null;
+    next?.focus();
+    event.preventDefault();
   }
 
   function light(which) {
@@ -51,7 +75,7 @@ export function attentionPicture(sourcePieces, onpick) {
 
   const draw = oncePerFrame(() => {
     const frame = lines.getBoundingClientRect();
-    const sideways = getComputedStyle(picture).flexDirection === "row";
+    const sideways = isSideways();
     const centre = (item, far) => {
       const box = item.getBoundingClientRect();
       return sideways ? [far ? frame.width : 0, box.top + box.height / 2 - frame.top] : [box.left + box.width / 2 - frame.left, far ? frame.height : 0];
@@ -82,6 +106,7 @@ export function attentionPicture(sourcePieces, onpick) {
       if (item.textContent !== text) item.textContent = text;
     });
     while (below.children.length > targets.length) below.lastChild.remove();
+    if (!picture.contains(stop)) reach(above.firstElementChild);
     draw();
   };
   return picture;

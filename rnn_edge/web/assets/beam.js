@@ -8,7 +8,7 @@ import { logNormaliser } from "./sampling.js";
  * In each step the best unfinished continuations go on; one by the end token is finished if it is among as many best of
  * all. The search ends as soon as no unfinished hypothesis can come before the best finished one.
  */
-export async function beamSearch(graphs, source, { beam, limit, lengthPenalty, start, end, cancelled = () => false }) {
+export async function beamSearch(graphs, source, { beam, limit, lengthPenalty, start, end, cancelled = () => false, turn = null }) {
   const encoded = await graphs.encode(source, beam);
   const normaliser = (length) => ((5 + length) / 6) ** lengthPenalty;
   let tokens = Array(beam).fill(start);
@@ -20,6 +20,7 @@ export async function beamSearch(graphs, source, { beam, limit, lengthPenalty, s
     if (!found || score > found.score) found = { trail, logProbability: value, score, finished };
   };
   for (let length = 1; length <= limit && !cancelled(); length++) {
+    await turn?.(); // the host's: cancelling may come in there
     const { logits, attention } = await graphs.step(encoded, tokens);
     const size = logits.length / beam;
     const best = largest(logits, scores, size, 2 * beam);

@@ -107,7 +107,7 @@ async function generate(model, values, options) {
 
 async function translate(model, values, options) {
   const text = values.text ?? values.prompt ?? (await piped()) ?? "";
-  const making = model.translate(text, options);
+  const making = model.translate(text, { ...options, turn: () => new Promise(setImmediate) });
   const interrupted = onInterrupt(making);
   for await (const event of making) {
     if (event.gap) await write(event.gap);

@@ -9,7 +9,7 @@ export function translating(main, { manifest, labels }, send, { link, fail }) {
   const source = element("textarea", { id: "source", rows: 4, spellcheck: false, placeholder: "Text to translate", lang: manifest.source.language || null });
   const button = element("button", { type: "submit", className: "primary" }, "Translate");
   const rate = element("span", { className: "rate" });
-  const text = element("div", { className: "text translation", id: "text", tabIndex: 0 });
+  const text = element("div", { className: "text translation", id: "text", tabIndex: 0, role: "region" });
   text.setAttribute("aria-label", "The translation");
   const pictures = element("div", { className: "pictures" });
   const off = (value) => (value === 0 ? "off" : value.toFixed(2));

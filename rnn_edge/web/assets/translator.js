@@ -16,7 +16,8 @@ export class Translator {
 
   /**
    * Translate a text. Options: beam, lengthPenalty, maxRatio (1.5), replaceUnknown, split (into sentences), and to draw
-   * tokens instead: temperature with topK, topP, minP, repeatPenalty, repeatWindow and seed.
+   * tokens instead: temperature with topK, topP, minP, repeatPenalty, repeatWindow and seed. `turn` is awaited between
+   * the steps of a beam, so that a host whose runtime never waits can hear of other things.
    */
   translate(text, options = {}) {
     return new Translation(this, text, options);
@@ -59,6 +60,7 @@ export class Translation {
     this.maxRatio = options.maxRatio ?? 1.5;
     this.replaceUnknown = options.replaceUnknown ?? false;
     this.split = options.split ?? true;
+    this.turn = options.turn ?? null;
     this.sampling = options.temperature === undefined || options.temperature === null ? null : samplingOptions(options);
     if (this.sampling && this.beam > 1) throw new RnnEdgeError("sampling and a beam exclude each other", "leave the temperature or the beam out");
     this.seed = parseSeed(options.seed ?? crypto.getRandomValues(new Uint32Array(1))[0]);
@@ -107,8 +109,8 @@ export class Translation {
     };
     let began = performance.now();
     if (this.beam > 1) {
-      const { beam, lengthPenalty } = this;
-      const found = await beamSearch(graphs, source, { beam, limit, lengthPenalty, start, end, cancelled: () => this.cancelled });
+      const { beam, lengthPenalty, turn } = this;
+      const found = await beamSearch(graphs, source, { beam, limit, lengthPenalty, start, end, cancelled: () => this.cancelled, turn });
       this.seconds += (performance.now() - began) / 1000;
       if (!found || this.cancelled) return;
       found.tokens.forEach((token, place) => add(token, found.attention[place]));

@@ -157,7 +157,7 @@ function likeliest(logits, fed, tokens, size) {
 
 async function translate({ run, text, options }) {
   making?.cancel();
-  const mine = (making = model.translate(text, options));
+  const mine = (making = model.translate(text, { ...options, turn }));
   self.postMessage({ kind: "begin", run, seed: String(mine.seed), beam: mine.beam });
   for await (const event of mine) {
     const { logits, ...told } = event;
