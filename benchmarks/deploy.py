@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.common import machine, table, verdict
-from tests.device.sshd import PROGRAM, Server
+from tests.device.deploy.sshd import PROGRAM, Server
 
 TARGET = 3.0
 

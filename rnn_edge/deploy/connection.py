@@ -161,7 +161,11 @@ class Connection:
         for process in reversed(self._processes):
             process.terminate()  # first, since another thread may be writing to it
         for process in self._processes:
-            process.wait()
+            try:
+                process.wait(1)
+            except subprocess.TimeoutExpired:  # it takes its leave over a line that is dead
+                process.kill()
+                process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream:
                     with contextlib.suppress(OSError):

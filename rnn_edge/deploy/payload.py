@@ -63,5 +63,6 @@ class Packages:
             "os_name": "posix",
         }
         needed = requirements(device=markers)
-        digest = hashlib.sha256("\n".join([*needed, payload.wheel[1]]).encode()).hexdigest()
-        return cls(needed, digest[:16])
+        # An environment stays with the Python that made it: a newer one after an upgrade of the system needs another.
+        parts = [*needed, payload.wheel[1], markers["python_version"], markers["platform_machine"]]
+        return cls(needed, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16])
