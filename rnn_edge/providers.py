@@ -126,6 +126,14 @@ def _adds_products_exactly() -> bool:
     return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
+def fuses_products(device: str) -> bool:
+    """Whether an eight-bit product and its scale may be one operator (``fusion``) in a session on this device.
+
+    CUDA has none, and what makes sums exact on old processors is documented for MatMulInteger alone.
+    """
+    return (device == "cpu" or not cuda_available()) and _adds_products_exactly()
+
+
 def session_device(session: InferenceSession) -> Literal["cpu", "cuda"]:
     """Where a session runs."""
     return "cuda" if session.get_providers()[0] == _CUDA else "cpu"

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from rnn_edge.buffers import Buffer
 from rnn_edge.chooser import CHOICE, Chooser, choice_nodes
 from rnn_edge.errors import BundleError, InvalidValueError
+from rnn_edge.fusion import fuse_products
 from rnn_edge.onnx_file import summarise
 from rnn_edge.providers import (
     Device,
     captures_graphs,
     capturing_run,
+    fuses_products,
     open_session,
     run_failure,
     session_device,
@@ -275,12 +277,15 @@ def open_graph(
     summary = summarise(content, where)
     if summary.external_data:
         raise BundleError(f"{where} keeps tensors in other files", "export the bundle again, in one file")
+    integers = "MatMulInteger" in summary.operators
+    if integers and fuses_products(device):
+        content = fuse_products(content, where)
     session = open_session(
         content + extension,
         where,
         device=device,
         threads=threads,
-        integers="MatMulInteger" in summary.operators,
+        integers=integers,
         capture=bool(extension),
     )
     for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnn_edge.web.onnx_model import FLOAT, Model, Node, integer, tensor
+from rnn_edge.onnx_model import FLOAT, Model, Node, integer, tensor
 
 OPERATOR = "com.microsoft::MatMulNBits"
 _OURS = "page.blocks."

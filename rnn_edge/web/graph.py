@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rnn_edge.web.onnx_model import (
+from rnn_edge.onnx_model import (
     BOOL,
     FLOAT,
     INT64,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rnn_edge.errors import BundleError, RnnEdgeError
 from rnn_edge.files import check_output, new_folder, write_bytes
 from rnn_edge.onnx_file import summarise
+from rnn_edge.onnx_model import read_model
 from rnn_edge.web.blocks import with_wide_blocks
 from rnn_edge.web.graph import exact, looped
 from rnn_edge.web.modules import in_one
-from rnn_edge.web.onnx_model import read_model
 from rnn_edge.web.runtime import WASM, compressed, locked, runtime_files
 
 if TYPE_CHECKING:

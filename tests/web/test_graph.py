@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rnn_edge.bundle import Bundle, open_bundle
 from rnn_edge.errors import BundleError
+from rnn_edge.onnx_model import Model, read_model
 from rnn_edge.stepper import StepGraph
 from rnn_edge.web.blocks import with_wide_blocks
 from rnn_edge.web.graph import exact, looped, with_exact_products
-from rnn_edge.web.onnx_model import Model, read_model
 from rnn_edge.web.site import model_files
 from tests.device.tiny import copy_bundle, replace_file
 from tests.web.conftest import BUNDLES, ROOT

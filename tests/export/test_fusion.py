@@ -1,0 +1,82 @@
+"""Products in one operator: the same numbers, and nothing else is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from rnn_edge.fusion import fuse_products
+from rnn_edge.providers import open_session
+
+ROOT = Path(__file__).parents[2]
+GRAPHS = ["shakespeare/step.onnx", "sherlock/step.onnx", "en-fr/encoder.onnx", "en-fr/decoder.onnx"]
+
+
+def operators(content: bytes) -> list[str]:
+    return [node.op_type for node in onnx.load_model_from_string(content).graph.node]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_bundled_models_compute_the_same(name: str, batch: int) -> None:
+    content = (ROOT / "models" / name).read_bytes()
+    fused = fuse_products(content, name)
+    assert "MatMulInteger" in operators(content)
+    assert "MatMulInteger" not in operators(fused)
+    assert len(operators(fused)) < len(operators(content))
+    sessions = [open_session(item, name, device="cpu", integers=True) for item in (content, fused)]
+    random = np.random.default_rng(batch)
+    sizes = {"batch": batch, "source_length": 7}
+    for _ in range(3):
+        inputs = {}
+        for item in sessions[0].get_inputs():
+            shape = [sizes[axis] if isinstance(axis, str) else axis for axis in item.shape]
+            floats = item.type == "tensor(float)"
+            values = random.uniform(-0.99, 0.99, shape) if floats else random.integers(1, 8, shape)
+            inputs[item.name] = values.astype(np.float32 if floats else np.int64)
+        one, other = (session.run(None, inputs) for session in sessions)
+        for found, expected in zip(other, one, strict=True):
+            assert found.tobytes() == expected.tobytes()
+    assert sessions[0].get_modelmeta().custom_metadata_map == sessions[1].get_modelmeta().custom_metadata_map
+
+
+def test_a_graph_without_products_keeps_its_bytes() -> None:
+    content = (ROOT / "tests/data/lstm/step.onnx").read_bytes()
+    assert fuse_products(content, "step.onnx") is content
+
+
+@pytest.mark.parametrize("kept", ["product", "cast", "scaled"])
+def test_what_is_read_elsewhere_stays(kept: str) -> None:
+    """An output of the graph in the middle of the chain ends it there."""
+    constants = [
+        numpy_helper.from_array(np.arange(6, dtype=np.int8).reshape(2, 3), "w"),
+        numpy_helper.from_array(np.array(128, np.uint8), "zero"),
+        numpy_helper.from_array(np.array([0.1, 0.2, 0.3], np.float32), "scales"),
+        numpy_helper.from_array(np.array([1, 2, 3], np.float32), "bias"),
+    ]
+    nodes = [
+        helper.make_node("MatMulInteger", ["x", "w", "zero"], ["product"]),
+        helper.make_node("Cast", ["product"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["scales", "cast"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "bias"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, ["batch", 2])
+    kind = TensorProto.INT32 if kept == "product" else TensorProto.FLOAT
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3]),
+        helper.make_tensor_value_info(kept, kind, ["batch", 3]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], outputs, constants)
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+    fused = fuse_products(content, "g")
+    assert (fused is content) == (kept != "scaled")
+    if kept == "scaled":  # without the bias
+        assert operators(fused) == ["MatMulIntegerToFloat", "Add"]
+    values = {"x": np.array([[3, 200], [0, 255]], np.uint8)}
+    one, other = (open_session(item, "g", device="cpu", integers=True).run(None, values) for item in (content, fused))
+    for found, expected in zip(other, one, strict=True):
+        assert found.tobytes() == expected.tobytes()
