@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rnn_edge.errors import BundleError
 from rnn_edge.onnx_file import fields
 from rnn_edge.onnx_nodes import field as encoded
+from rnn_edge.onnx_nodes import head
 
 # Field numbers and values of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 _MODEL_IR, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA = 1, 7, 8, 14
@@ -68,7 +69,7 @@ class Model:
     """A model with one graph. ``initializers``, ``inputs`` and ``outputs`` are encoded messages by name."""
 
     nodes: list[Node]
-    initializers: dict[str, bytes]
+    initializers: dict[str, bytes | memoryview]
     inputs: dict[str, bytes]
     outputs: dict[str, bytes]
     opsets: dict[str, int]
@@ -82,13 +83,13 @@ class Model:
 
     def encode(self) -> bytes:
         """As ModelProto."""
-        content = [encoded(_MODEL_IR, self.ir_version)]
+        content: list[bytes | memoryview] = [encoded(_MODEL_IR, self.ir_version)]
         for domain, version in self.opsets.items():
             name = encoded(_OPSET_DOMAIN, domain) if domain else b""
             content.append(encoded(_MODEL_OPSET, name + encoded(_OPSET_VERSION, version)))
-        graph = graph_message(self.nodes, self.inputs.values(), self.outputs.values(), self.initializers.values())
-        content.append(encoded(_MODEL_GRAPH, graph))
-        return b"".join(content + [encoded(_MODEL_METADATA, item) for item in self.metadata])
+        parts = _graph_parts(self.nodes, self.inputs.values(), self.outputs.values(), self.initializers.values())
+        content += [head(_MODEL_GRAPH, sum(map(len, parts))), *parts]
+        return b"".join([*content, *(encoded(_MODEL_METADATA, item) for item in self.metadata)])
 
 
 def read_model(content: bytes, where: str) -> Model:
@@ -115,14 +116,13 @@ def read_model(content: bytes, where: str) -> Model:
 
 
 def graph_message(
-    nodes: Iterable[Node], inputs: Iterable[bytes], outputs: Iterable[bytes], initializers: Iterable[bytes] = ()
+    nodes: Iterable[Node],
+    inputs: Iterable[bytes],
+    outputs: Iterable[bytes],
+    initializers: Iterable[bytes | memoryview] = (),
 ) -> bytes:
     """As GraphProto."""
-    content = [encoded(_GRAPH_NODE, node.encode()) for node in nodes]
-    content.append(encoded(_GRAPH_NAME, "rnn-edge"))
-    content += [encoded(_GRAPH_INITIALIZER, item) for item in initializers]
-    content += [encoded(_GRAPH_INPUT, item) for item in inputs]
-    return b"".join(content + [encoded(_GRAPH_OUTPUT, item) for item in outputs])
+    return b"".join(_graph_parts(nodes, inputs, outputs, initializers))
 
 
 def integer(name: str, value: int) -> bytes:
@@ -157,6 +157,21 @@ def renamed(node: Node, names: dict[str, str]) -> Node:
     return replace(node, inputs=inputs, outputs=outputs)
 
 
+def _graph_parts(
+    nodes: Iterable[Node],
+    inputs: Iterable[bytes],
+    outputs: Iterable[bytes],
+    initializers: Iterable[bytes | memoryview],
+) -> list[bytes | memoryview]:
+    """To be joined once: weights are megabytes."""
+    parts: list[bytes | memoryview] = [encoded(_GRAPH_NODE, node.encode()) for node in nodes]
+    parts.append(encoded(_GRAPH_NAME, "rnn-edge"))
+    for item in initializers:
+        parts += [head(_GRAPH_INITIALIZER, len(item)), item]
+    parts += [encoded(_GRAPH_INPUT, item) for item in inputs]
+    return parts + [encoded(_GRAPH_OUTPUT, item) for item in outputs]
+
+
 def _read_graph(message: memoryview, model: Model) -> None:
     for number, item in fields(message):
         if not isinstance(item, memoryview):
@@ -164,7 +179,7 @@ def _read_graph(message: memoryview, model: Model) -> None:
         if number == _GRAPH_NODE:
             model.nodes.append(_read_node(item))
         elif number == _GRAPH_INITIALIZER:
-            model.initializers[_first(item, _TENSOR_NAME)] = bytes(item)
+            model.initializers[_first(item, _TENSOR_NAME)] = item
         elif number == _GRAPH_INPUT:
             model.inputs[_first(item, _VALUE_NAME)] = bytes(item)
         elif number == _GRAPH_OUTPUT:
@@ -181,7 +196,7 @@ def _read_node(message: memoryview) -> Node:
     return Node(operator, inputs, outputs, tuple(map(bytes, parts.get(_NODE_ATTRIBUTE, ()))), domain)
 
 
-def _array(content: bytes) -> NDArray[np.generic] | None:
+def _array(content: bytes | memoryview) -> NDArray[np.generic] | None:
     shape, element, raw = [], 0, None
     for number, item in fields(memoryview(content)):
         if number == _TENSOR_DIMS:

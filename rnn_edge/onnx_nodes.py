@@ -91,7 +91,12 @@ def field(number: int, value: int | str | bytes) -> bytes:
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     content = value.encode() if isinstance(value, str) else value
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
+    return head(number, len(content)) + content
+
+
+def head(number: int, length: int) -> bytes:
+    """What stands before a message or string of this length."""
+    return _varint(number << 3 | 2) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
