@@ -96,7 +96,8 @@ def main() -> None:
                 task = LanguageModelTask(changed, corpus)
                 trainers[name] = Trainer(task, Path(folder) / name, options.device, resume=False)
             device = trainers["ours"].device
-            place = f"{device.type}, {torch.get_num_threads()} thread(s)"
+            kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            place = f"{kind}, {torch.get_num_threads()} thread(s)"
             contenders = {
                 "bare loop": on_device(device, BareLoop(recipe, corpus, device, precision).chunk),
                 "word_language_model's": on_device(device, ExampleLoop(recipe, corpus, device, precision).chunk),

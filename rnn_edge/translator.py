@@ -195,7 +195,11 @@ class Translator:
         return Sentence(text, pieces, tuple(candidates.values())[: options.n_best])
 
     def piece(self, token: int, attention: Logits, source: Sequence[bytes], options: TranslationOptions) -> bytes:
-        """The bytes of a target token; of an unknown one, if asked for, those of the source word it looks at."""
+        """The bytes of a target token, none of the end; of an unknown one, if asked for, those of the source word it
+        looks at.
+        """
+        if token == self.end:  # which is a word like others in vocabularies from elsewhere
+            return b""
         if token != self._unknown:
             return self.tokenizer.token_bytes[token]
         words = source[:-1]

@@ -129,7 +129,10 @@ def read_recipe(path: Path, default: type[Recipe] = LanguageModelRecipe) -> Reci
         raise RunError(f"cannot read the recipe {path}: {error.strerror}", "check the path") from error
     except (SchemaError, ValueError) as error:
         raise RunError(f"recipe {path}: {error}", "correct the recipe") from error
-    recipe.check()
+    try:
+        recipe.check()
+    except InvalidValueError as error:  # whose flags are keys here
+        raise InvalidValueError(f"recipe {path}: {error.message}", error.hint) from error
     return recipe
 
 

@@ -18,6 +18,7 @@ from rnn_edge.errors import BundleError, ParityError, RnnEdgeError
 from rnn_edge.verification import verify
 from rnn_edge_export import mobile
 from rnn_edge_export.mobile import CONFIG_FILE, add_mobile_graphs
+from rnn_edge_export.quantisation import products
 from rnn_edge_export.quantisation.quantise import Material, quantise, write_unmeasured
 from tests.device.tiny import DATA, GRU, LSTM
 from tests.export.conftest import names
@@ -194,7 +195,8 @@ def test_a_table_that_others_read_stays_as_it_is() -> None:
         assert np.asarray(session.run(["row"], {"token": np.array([3, 1])})[0]).tolist() == [[6, 7], [2, 3]]
 
 
-def test_the_command_line(finished: Path, tmp_path: Path, cli: Cli) -> None:
+def test_the_command_line(finished: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "ROUNDED_FROM", 1)
     run, text = finished / "run", finished / "corpus.txt"
     answer = cli("export", run, "-o", tmp_path / "whole", "--format", "ort")
     assert answer.code == 0, answer.err

@@ -1,5 +1,6 @@
 """Tokens in files: made once, in constant memory, by several processes, and never half."""
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -69,8 +70,30 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RnnEdgeError, match="No space left") as caught:
         _write(tmp_path / "some")
-    assert "disk is full" in caught.value.hint
+    assert f"make room in {tmp_path}" in caught.value.hint
+    assert "RNN_EDGE_CACHE" in caught.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_grow_is_not_left(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="needs limits of file sizes")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, before[1]))
+    try:
+        with pytest.raises(RnnEdgeError, match="File too large"):
+            write_tokens(tmp_path / "some", ["abc" * 1000] * 10, 30_000, _ABC, _ignore)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_has_left_goes_when_it_is_old(tmp_path: Path) -> None:
+    old, new = tmp_path / ".a.safetensors.0123", tmp_path / ".b.safetensors.4567"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    _write(tmp_path / "some.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "some.safetensors"]
 
 
 def test_several_processes_write_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

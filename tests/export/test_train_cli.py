@@ -46,6 +46,14 @@ def test_a_corpus_that_cannot_be_used(
     assert names(tmp_path) == ["corpus.txt"]
 
 
+@pytest.mark.parametrize("flags", [("--valid", "--validation-fraction"), ("--test", "--test-fraction")])
+def test_files_and_shares_exclude_each_other(tmp_path: Path, cli: Cli, flags: tuple[str, str]) -> None:
+    answer = cli("train", "lm", "c.txt", "-o", tmp_path / "run", flags[0], "v.txt", flags[1], "0.2")
+    assert answer.code == 2
+    assert answer.err.splitlines()[0] == f"error: {flags[0]} and {flags[1]} exclude each other"
+    assert names(tmp_path) == []
+
+
 def test_a_corpus_that_is_missing(tmp_path: Path, cli_error: CliError) -> None:
     assert "nowhere.txt" in cli_error("train", "lm", tmp_path / "nowhere.txt", "-o", tmp_path / "run")[0]
 

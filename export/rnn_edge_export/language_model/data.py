@@ -179,11 +179,11 @@ def _split(texts: Texts, training: StreamSection) -> tuple[_Range, _Range, _Rang
     def part(text: TextSource | None, start: int, stop: int, source: str) -> _Range:
         return _Range(text, 0, text.characters, text.name) if text else _Range(corpus, start, stop, source)
 
-    before = f"the last {held:.0%} of {corpus.name}" + (f" before the test's {last:.0%}" if last else "")
+    before = f"the last {100 * held:.3g}% of {corpus.name}" + (f" before the test's {100 * last:.3g}%" if last else "")
     return (
         _Range(corpus, 0, first, corpus.name),
         part(valid, first, second, before),
-        part(test, second, corpus.characters, f"the last {last:.0%} of {corpus.name}") if test or last else None,
+        part(test, second, corpus.characters, f"the last {100 * last:.3g}% of {corpus.name}") if test or last else None,
     )
 
 

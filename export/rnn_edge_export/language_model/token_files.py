@@ -4,16 +4,13 @@ A file is a safetensors file with one tensor, ``tokens`` (U16 or U32), and metad
 characters that it stands for. It gets its name when it is whole.
 """
 
+import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import secrets
-import signal
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.errors import RnnEdgeError
-from rnn_edge.files import raise_cannot_write
+from rnn_edge.files import CACHE_VARIABLE, raise_cannot_write
 from rnn_edge.tokenizer import Tokenizer
+from rnn_edge_export.language_model.token_workers import encode, encode_chunks
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 Progress = Callable[[int, int], None]  # characters done, of how many
 
 _HEADER = 512  # bytes, padded with spaces as the format allows: what it says is known only at the end
 _ALONE = 2**23  # characters that one process tokenises before others would have started
+_FORSAKEN = 3600.0  # seconds since anything was written
 _KINDS: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 
 
@@ -72,6 +71,7 @@ def write_tokens(path: Path, chunks: Iterable[str], characters: int, tokenizer: 
     kind, digest, count, done = _KINDS[name], hashlib.sha256(), 0, 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_forsaken(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
             with temporary.open("xb") as file:
@@ -94,7 +94,19 @@ def write_tokens(path: Path, chunks: Iterable[str], characters: int, tokenizer: 
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise_cannot_write(path, error)
+        try:
+            raise_cannot_write(path, error)
+        except RnnEdgeError as found:  # nobody chose this path
+            hint = f"make room in {path.parent}, or name another folder in ${CACHE_VARIABLE}"
+            raise RnnEdgeError(found.message, hint) from error
+
+
+def _remove_forsaken(folder: Path) -> None:
+    """What a process that was killed has left half-written: a living one writes again within a second or so."""
+    for path in folder.glob(".*.safetensors.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _FORSAKEN:
+                path.unlink()
 
 
 def _encode(
@@ -102,37 +114,8 @@ def _encode(
 ) -> Iterator[tuple[bytes, int]]:
     """The ids of each chunk in order, as bytes, and its characters."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if characters <= _ALONE or processors == 1:
-        for chunk in chunks:
-            yield np.array(tokenizer.encode(chunk), kind).tobytes(), len(chunk)
+    if characters > _ALONE and processors > 1:
+        yield from encode_chunks(tokenizer, chunks, kind, processors)
         return
-    waiting: deque[tuple[Future[bytes], int]] = deque()
-    context = multiprocessing.get_context("spawn")  # a fork would copy whatever PyTorch's threads hold
-    with ProcessPoolExecutor(processors, context, _start_worker, (tokenizer.content, kind.str)) as pool:
-        try:
-            for chunk in chunks:
-                waiting.append((pool.submit(_encode_chunk, chunk), len(chunk)))
-                if len(waiting) > 2 * processors:  # so many chunks are in memory at most
-                    future, length = waiting.popleft()
-                    yield future.result(), length
-            for future, length in waiting:
-                yield future.result(), length
-        except BrokenProcessPool as error:
-            raise RnnEdgeError("a process that tokenises was killed", "free memory, then run it again") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_worker: tuple[Tokenizer, np.dtype[Any]]
-
-
-def _start_worker(content: bytes, kind: str) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker = Tokenizer(content), np.dtype(kind)
-
-
-def _encode_chunk(chunk: str) -> bytes:
-    tokenizer, kind = _worker
-    return np.array(tokenizer.encode(chunk), kind).tobytes()
+    for chunk in chunks:
+        yield encode(tokenizer, chunk, kind), len(chunk)

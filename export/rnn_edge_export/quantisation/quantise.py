@@ -28,7 +28,7 @@ from rnn_edge_export.quantisation.gate import (
 )
 from rnn_edge_export.quantisation.graph import MICROSOFT, GraphReader
 from rnn_edge_export.quantisation.half import check_fits, halve
-from rnn_edge_export.quantisation.products import BlockProducts, FloatProducts, Products, StaticProducts
+from rnn_edge_export.quantisation.products import ROUNDED_FROM, BlockProducts, FloatProducts, Products, StaticProducts
 from rnn_edge_export.quantisation.rewrite import Rewriter
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "int4")
@@ -64,7 +64,7 @@ def quantise(
     of the interval), unless ``force``.
 
     Raises:
-        BundleError: the bundle is rounded already.
+        BundleError: the bundle is rounded already, or nothing in it can be.
         DataError: a translator without pairs, or nothing to measure on.
         InvalidValueError: a block size or a limit out of range, or ``output`` is the bundle itself.
         ParityError: it loses too much.
@@ -102,7 +102,7 @@ def write_unmeasured(bundle: Bundle, folder: Path, precision: Precision) -> Bund
     """A bundle with rounded weights, for measuring speed: not compared with the original, without golden transcripts.
 
     Raises:
-        BundleError: the bundle is rounded already.
+        BundleError: the bundle is rounded already, or nothing in it can be.
     """
     folder.mkdir(parents=True)
     write_bundle(folder, *_draft(bundle, precision, bundle.manifest.name, DEFAULT_BLOCK_SIZE))
@@ -185,7 +185,24 @@ def _draft(bundle: Bundle, precision: Precision, name: str, block_size: int) -> 
     bounds = input_bounds({role: contents[file] for role, file in manifest.graphs.items()}, manifest)
     for role, file in manifest.graphs.items():
         contents[file] = round_graph(contents[file], bounds[role], manifest, block_size)
+    if not any(_is_rounded(contents[file], precision) for file in manifest.graphs.values()):
+        raise BundleError(
+            f"nothing in {bundle.path} can be rounded to {precision}: its matrices have fewer than {ROUNDED_FROM:,} "
+            "values, or read a state that has no bound",
+            "use it as it is" + (", or try int8" if precision == "int4" else ""),
+        )
     return manifest, contents
+
+
+def _is_rounded(content: bytes, precision: Precision) -> bool:
+    """Whether any weight of a graph has so few bits."""
+    graph = onnx.load_model_from_string(content).graph
+    if precision == "fp16":  # of which every weight is
+        return True
+    if precision == "int4":
+        return any(node.op_type == "MatMulNBits" for node in graph.node)
+    kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    return any(item.data_type in kinds for item in graph.initializer)
 
 
 def _title(manifest: Manifest) -> str:

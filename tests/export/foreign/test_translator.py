@@ -196,6 +196,17 @@ def test_what_the_bundle_says(tmp_path: Path) -> None:
     assert len(model.translate("w1 w2 w3 w4 w5 w6 w7 w8 w9").sentences[0].text.split()) > 0
 
 
+def test_the_end_is_no_text(tmp_path: Path) -> None:
+    found = parts("gru, general")
+    output = cast(nn.Linear, found.decoder.output)
+    with torch.no_grad():
+        output.bias[END] = 50
+    model = export(found, tmp_path / "b")
+    events = list(model.stream("w1 w2"))
+    assert [event.token for event in events if event.token is not None] == [END]
+    assert "".join(event.text for event in events) == model.translate("w1 w2").text == ""
+
+
 def test_one_vocabulary_for_both_sides_and_one_for_each(tmp_path: Path) -> None:
     shared = vocabulary_tokenizer(WORDS)
     found = parts("one direction, no bridge")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.export.conftest import MakeSource, contents, names
 TEXT = Material("corpus.txt", text=(DATA / "corpus.txt").read_text(encoding="utf-8"))
 SENTENCES = Material("pairs.tsv", pairs=read_pairs([DATA / "pairs.tsv"])[0])
 BUNDLES = {"lstm": (LSTM, TEXT), "gru": (GRU, TEXT), "translator": (TRANSLATOR, SENTENCES), "words": (WORDS, SENTENCES)}
+TOO_SMALL: set[tuple[str, Precision]] = {("gru", "int8"), ("gru", "int4"), ("words", "int4")}
 HUGE = 10.0
 
 
@@ -36,8 +38,10 @@ def _quantise(name: str, output: Path, precision: Precision, **options: Any) -> 
     return quantise(read_bundle(source), output, precision, name="small", material=material, **options)[0]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
-@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [case for case in itertools.product(BUNDLES, ("fp16", "int8", "int4")) if case not in TOO_SMALL],
+)
 def test_a_rounded_bundle_proves_itself(name: str, precision: Precision, tmp_path: Path) -> None:
     source = BUNDLES[name][0]
     bundle = _quantise(name, tmp_path / "b", precision, maximum_increase=HUGE)
@@ -56,6 +60,16 @@ def test_a_rounded_bundle_proves_itself(name: str, precision: Precision, tmp_pat
         assert getattr(manifest, field) == getattr(given, field), field
     assert len(manifest.golden) == len(given.golden)
     assert len(manifest.golden_translations) == len(given.golden_translations)
+
+
+@pytest.mark.parametrize(("name", "precision"), sorted(TOO_SMALL))
+def test_no_bundle_says_of_itself_what_nothing_in_it_is(name: str, precision: Precision, tmp_path: Path) -> None:
+    with pytest.raises(
+        BundleError, match=f"nothing in .* can be rounded to {precision}: .* fewer than 4,096"
+    ) as caught:
+        _quantise(name, tmp_path / "b", precision, maximum_increase=HUGE)
+    assert ("try int8" in caught.value.hint) == (precision == "int4")
+    assert names(tmp_path) == []
 
 
 def test_transcripts_are_those_of_the_rounded_graph(tmp_path: Path) -> None:

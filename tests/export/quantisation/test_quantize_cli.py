@@ -11,6 +11,7 @@ import pytest
 
 from rnn_edge.bundle import read_bundle
 from rnn_edge.cli import run
+from rnn_edge_export.quantisation import products
 from tests.device.tiny import DATA, LSTM, TRANSLATOR, WORDS, copy_bundle
 from tests.export.conftest import contents, names
 
@@ -82,7 +83,10 @@ def test_quantising_a_translator(tmp_path: Path, cli: Cli) -> None:
     assert figures[0] == figures[1]
 
 
-def test_a_run_is_exported_in_eight_bits(finished: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_run_is_exported_in_eight_bits(
+    finished: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "ROUNDED_FROM", 1)
     arguments = ("export", finished / "run", "-o", tmp_path / "b", "--precision", "int8")
     answer = cli(*arguments, "--data", finished / "corpus.txt")
     assert answer.code == 0, answer.err

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from rnn_edge.errors import InvalidValueError
 from rnn_edge_export.cli import workstation
 from rnn_edge_export.cli.options import recipe_options
 from rnn_edge_export.cli.train import embeddings as vector_options
 from rnn_edge_export.cli.train import session
-from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe import LanguageModelRecipe, flag_name
 from rnn_edge_export.recipe_sections import LanguageModelSection, StreamSection
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -51,6 +52,10 @@ def language_model(
     """
     for name in ("layer_dropout", "output_dropout"):
         overrides[name] = dropout if overrides[name] is None else overrides[name]
+    for name, files, share in (("valid", valid, "validation_fraction"), ("test", test, "test_fraction")):
+        if files and overrides[share] is not None:
+            exclude = f"--{name} and {flag_name(share)} exclude each other"
+            raise InvalidValueError(exclude, "give files, or a share of the corpus")
     plan = session.plan_run(
         LanguageModelRecipe(),
         output,
