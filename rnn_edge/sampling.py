@@ -71,12 +71,12 @@ class SamplingOptions:
     @property
     def plain(self) -> bool:
         """Whether nothing counts but temperature and noise."""
-        return not self.filters and self.repeat_penalty == 1
+        return self.repeat_penalty == 1 and not self.filters
 
     @property
     def filters(self) -> bool:
-        """Whether any filter is on."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        """Whether any filter counts: none changes what is likeliest."""
+        return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
 class Sampler:
@@ -101,6 +101,8 @@ class Sampler:
         self._barred = barred
         self._noise = Noise(vocabulary_size, seed=seed, stream=stream, step=step)
         self._temperature = np.float32(options.temperature)
+        self._scaled: Logits = np.empty(vocabulary_size, np.float32)
+        self._noisy: Logits = np.empty(vocabulary_size, np.float32)
         self._greedy, self._filters = options.greedy, options.filters
         self._penalty = (
             RepeatPenalty(vocabulary_size, options.repeat_penalty, options.repeat_window, recent)
@@ -121,11 +123,11 @@ class Sampler:
 
     def _draw(self, logits: Logits) -> int:
         options = self._options
-        scaled = logits / self._temperature
+        scaled = np.divide(logits, self._temperature, out=self._scaled)
         noise = self._noise.take()[0]
-        chosen = int((scaled + noise).argmax())
+        chosen = int(np.add(scaled, noise, out=self._noisy).argmax())
         # The best of all is the best of those that remain if it is one of them: mostly so, and cheap to see.
-        if self._filters and not _surely_kept(scaled, chosen, options):
+        if self._filters and not surely_kept(scaled, int(scaled.argmax()), chosen, options, 1.0):
             kept = keep_likely(scaled, options.top_k, options.top_p, options.min_p)
             kept += noise
             chosen = int(kept.argmax())
@@ -192,22 +194,29 @@ def keep_likely(scaled: Logits, top_k: int, top_p: float, min_p: float) -> Logit
     return np.where(scaled >= threshold, scaled, np.float32(-np.inf))
 
 
-def _surely_kept(scaled: Logits, token: int, options: SamplingOptions) -> bool:
-    """Whether ``keep_likely`` keeps an id, without sorting; False also where rounding might decide."""
-    value, largest, size = scaled[token], scaled.max(), len(scaled)
-    if value == largest:
+def surely_kept(logits: Logits, likeliest: int, token: int, options: SamplingOptions, temperature: float) -> bool:
+    """Whether ``keep_likely`` keeps an id of logits that are yet to be divided by the temperature.
+
+    Seen with few operations, as each costs some microseconds between two steps; False also where rounding might decide.
+    """
+    if token == likeliest:
         return True
-    if 0 < options.top_k < size and np.count_nonzero(scaled > value) >= options.top_k:
+    value, largest = logits.item(token), logits.item(likeliest)
+    if options.min_p > 0 and (value - largest) / temperature < math.log(options.min_p) + _DOUBT:
         return False
-    if options.min_p > 0 and value < largest + math.log(options.min_p) + _DOUBT:
+    top_k = options.top_k if options.top_k < len(logits) else 0
+    if top_k and np.count_nonzero(logits > value) >= top_k:
         return False
-    if options.top_p < 1:
-        powers = np.exp(scaled - largest)
-        if 0 < options.top_k < size:
-            powers[scaled < np.partition(scaled, size - options.top_k)[size - options.top_k]] = 0
-        above = powers[scaled > value].sum()
-        return bool(above < (options.top_p - _DOUBT) * powers.sum())
-    return True
+    if options.top_p == 1:
+        return True
+    powers = logits - np.float32(largest)
+    if temperature != 1:
+        powers /= np.float32(temperature)
+    np.exp(powers, out=powers)
+    above = np.add.reduce(powers, where=logits > value)
+    if top_k:
+        powers = np.partition(powers, len(powers) - top_k)[-top_k:]
+    return bool(above < (options.top_p - _DOUBT) * np.add.reduce(powers))
 
 
 def log_probability(logits: Logits, token: int) -> float:
