@@ -190,7 +190,7 @@ def test_unknown_choices_are_refused(name: str, value: str) -> None:
 
 
 def test_a_recipe_file_is_checked_for_ranges_too(tmp_path: Path) -> None:
-    with pytest.raises(InvalidValueError, match="recipe .*: --hidden is 0"):
+    with pytest.raises(InvalidValueError, match=r"recipe .*: --hidden is 0"):
         _read(tmp_path, "[model]\nhidden = 0\n")
 
 

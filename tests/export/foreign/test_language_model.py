@@ -261,15 +261,21 @@ def test_every_form_of_a_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "rounded"), [("relu", False), ("projected", False), ("gru", True), ("lstm", True)])
 def test_eight_bits_never_clip_a_state_without_bound(name: str, rounded: bool, tmp_path: Path) -> None:
     """What has a bound is rounded; what has none is not, however its tensors are called."""
+    read = (
+        16 if rounded else -(-4096 // V)
+    )  # a table so large is rounded: a bundle in which nothing is would be refused
     rnn = {
-        "relu": nn.RNN(16, 64, nonlinearity="relu"),
-        "projected": nn.LSTM(16, 64, proj_size=48),
+        "relu": nn.RNN(read, 64, nonlinearity="relu"),
+        "projected": nn.LSTM(read, 64, proj_size=48),
         "gru": nn.GRU(16, 64),
         "lstm": nn.LSTM(16, 64),
     }[name]
     width = 48 if name == "projected" else 64
-    embedding, output = nn.Embedding(V, 16), nn.Linear(width, V)
+    embedding, output = nn.Embedding(V, read), nn.Linear(width, V)
     randomise(embedding, rnn, output)
+    if not rounded:
+        embedding.weight.data = torch.randint(-127, 128, (V, read)) / 127
+        embedding.weight.data[:, 0] = 1
     for item, parameter in rnn.named_parameters():
         if not rounded and item.startswith("weight_hh"):
             parameter.data *= 0.1  # so that nothing runs away
