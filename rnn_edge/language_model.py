@@ -216,18 +216,14 @@ class Generation(Iterator[Event]):
             self._stepper.step(text.pending)
             text.advance()
         # Wherever this is cancelled, the state has seen everything before the pending token, and that token is shown.
-        yield from self._events_of_text()
+        if self._options.sampling.repeat_penalty == 1:
+            yield from self._bursts()
+        yield from self._steps()
         rest, timings = text.close()
         yield Event(rest, None, finish_reason=text.finish_reason, timings=timings)
 
-    def _events_of_text(self) -> Iterator[Event]:
-        if self._options.sampling.repeat_penalty == 1:
-            yield from self._bursts()
-        if self._text.finish_reason is None:
-            yield from self._steps()
-
     def _steps(self) -> Iterator[Event]:
-        """Step by step: what the penalty weakens depends on the token before."""
+        """Step by step, to the end: for a penalty, and for filters that often remove what was chosen."""
         text, options = self._text, self._options
         sampler = Sampler(
             options.sampling,
@@ -250,7 +246,10 @@ class Generation(Iterator[Event]):
             yield Event(push(token), token, opinion)
 
     def _bursts(self) -> Iterator[Event]:
-        """Several steps in one go, of so short a time that the text stays smooth; the first token comes alone."""
+        """Several steps in one go, of so short a time that the text stays smooth; the first token comes alone.
+
+        To the end, or to where single steps are faster.
+        """
         text, options, sampling = self._text, self._options, self._options.sampling
         size = self._stepper.manifest.tokenizer.vocabulary_size
         noise = None
