@@ -257,7 +257,9 @@ def test_tiny_translators_pass(path: Path) -> None:
         "decoder graph",
         "golden texts",
         "golden translations (7)",
+        "state saved and loaded",
         "batches",
+        "timing",
     ]
     assert all(finding.passed for finding in found.values())
     assert found["golden translations (7)"].detail == "168 steps, 0 explained differences, 0 unexplained"
