@@ -57,7 +57,7 @@ class Chooser:
         manifest, device = graph.manifest, graph.device
         self.batch = batch
         self._where = graph.where
-        self._run = graph.session.run_with_iobinding
+        self._run = graph.session_of(batch).run_with_iobinding
         size = manifest.tokenizer.vocabulary_size
         self._temperature = Buffer(np.ones(1, np.float32), device)
         slots = range(DEPTH)
@@ -164,7 +164,7 @@ class Chooser:
 
     def _bind(self, graph: StepGraph, slot: int) -> Any:  # the runtime's binding has no type
         following = (slot + 1) % DEPTH
-        binding = graph.session.io_binding()
+        binding = graph.session_of(self.batch).io_binding()
         binding.bind_ortvalue_input("token", self._tokens[slot].value)
         binding.bind_ortvalue_input(_TEMPERATURE, self._temperature.value)
         binding.bind_ortvalue_input(_NOISE, self._noise[slot].value)

@@ -131,7 +131,7 @@ def fuses_products(device: str) -> bool:
 
     CUDA has none, and what makes sums exact on old processors is documented for MatMulInteger alone.
     """
-    return (device == "cpu" or not cuda_available()) and _adds_products_exactly()
+    return device == "cpu" and _adds_products_exactly()
 
 
 def session_device(session: InferenceSession) -> Literal["cpu", "cuda"]:

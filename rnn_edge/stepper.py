@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from rnn_edge.buffers import Buffer
 from rnn_edge.chooser import CHOICE, Chooser, choice_nodes
 from rnn_edge.errors import BundleError, InvalidValueError
-from rnn_edge.fusion import fuse_products
+from rnn_edge.fusion import fuse
 from rnn_edge.onnx_file import summarise
 from rnn_edge.providers import (
     Device,
@@ -43,6 +44,7 @@ Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 LENGTHS, ATTENTION = "source_lengths", "attention"
 Memory = dict[str, NDArray[Any]]  # what a decoder reads in every step: memory tensors, and the lengths of the sources
+_MANY = 16  # streams, from which on passes over memory count for more than weights
 _SPARE = 8  # choosers kept for the next text
 FLOAT, INTEGER = "tensor(float)", "tensor(int64)"
 
@@ -77,7 +79,8 @@ class StepGraph:
         outputs |= {ATTENTION: Port(FLOAT, 2)} if memory else {}
         outputs |= {pair.output: Port(FLOAT, 2, pair.width) for pair in manifest.state}
         outputs |= {} if memory else {CHOICE: Port(INTEGER, 1)}
-        self.session = open_graph(
+        self._open = partial(
+            open_graph,
             bundle,
             role,
             {"token": Port(INTEGER, 1)} | memory | state,
@@ -86,6 +89,8 @@ class StepGraph:
             threads=threads,
             extension=b"" if memory else choice_nodes(),
         )
+        self.session = self._open()
+        self._many: InferenceSession | None = None
         self.device = session_device(self.session)
         self.threads = threads or 1
         self._captures = captures_graphs(self.session)
@@ -98,6 +103,13 @@ class StepGraph:
     def place(self) -> str:
         """Device and threads, to be shown."""
         return self.device if self.threads == 1 else f"{self.device}, {self.threads} threads"
+
+    def session_of(self, batch: int) -> InferenceSession:
+        """The session for so many streams: on the CPU, many have one of their own, with other kernels."""
+        if batch < _MANY or self.manifest.precision != "int8" or not fuses_products(self.device):
+            return self.session
+        self._many = self._many or self._open(many=True)
+        return self._many
 
     def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:
         """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
@@ -149,7 +161,7 @@ class Stepper:
         self.manifest = manifest = graph.manifest
         self.batch = batch
         self._where = graph.where
-        self._run, self._options = graph.session.run_with_iobinding, graph.uncaptured
+        self._run, self._options = graph.session_of(batch).run_with_iobinding, graph.uncaptured
         self._on_cpu = graph.device == "cpu"
         self._tokens = Buffer(np.zeros(batch, np.int64), graph.device)
         # On the CPU, where they are looked at.
@@ -163,7 +175,7 @@ class Stepper:
         self.attention: Logits = outputs[ATTENTION].array if memory else np.empty((batch, 0), np.float32)
         self._reordering = None if self._on_cpu else graph.reordering(self._states)
         self._bindings = [
-            _bind(graph, inputs, outputs, self._states[side], self._states[1 - side]) for side in range(2)
+            _bind(graph, batch, inputs, outputs, self._states[side], self._states[1 - side]) for side in range(2)
         ]
         self._side = 0  # the side that holds the state
 
@@ -237,12 +249,13 @@ def _buffers(arrays: Mapping[str, NDArray[Any]], device: str) -> dict[str, Buffe
 
 def _bind(
     graph: StepGraph,
+    batch: int,
     inputs: Mapping[str, Buffer],
     outputs: Mapping[str, Buffer],
     source: Mapping[str, Buffer],
     target: Mapping[str, Buffer],
 ) -> Any:  # the runtime's binding has no type
-    binding = graph.session.io_binding()
+    binding = graph.session_of(batch).io_binding()
     for name, buffer in inputs.items():
         binding.bind_ortvalue_input(name, buffer.value)
     for name, buffer in outputs.items():
@@ -262,10 +275,12 @@ def open_graph(
     device: Device,
     threads: int | None,
     extension: bytes = b"",
+    many: bool = False,
 ) -> InferenceSession:
     """The session of one of a bundle's graphs, with ``extension`` behind its bytes: nodes that belong to no bundle.
 
-    Inputs, outputs and metadata must be what the manifest says.
+    ``many`` rewrites an eight-bit graph for many streams on the CPU (``fusion``). Inputs, outputs and metadata must be
+    what the manifest says.
 
     Raises:
         BundleError: other bytes than the manifest says, external data, or other inputs and outputs.
@@ -278,8 +293,8 @@ def open_graph(
     if summary.external_data:
         raise BundleError(f"{where} keeps tensors in other files", "export the bundle again, in one file")
     integers = "MatMulInteger" in summary.operators
-    if integers and fuses_products(device):
-        content = fuse_products(content, where)
+    if many and integers:
+        content = fuse(content, where)
     session = open_session(
         content + extension,
         where,

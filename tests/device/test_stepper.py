@@ -11,6 +11,7 @@ import pytest
 from rnn_edge.bundle import open_bundle
 from rnn_edge.errors import BundleError, InvalidValueError, StateError
 from rnn_edge.language_model import LanguageModel
+from rnn_edge.providers import fuses_products
 from rnn_edge.state import State
 from rnn_edge.stepper import StepGraph, Tokens
 from tests.device.tiny import GRU, LSTM, copy_bundle, replace_file
@@ -223,3 +224,19 @@ def test_external_data_is_refused(tmp_path: Path) -> None:
     node = b"\x3a" + bytes([len(attribute)]) + attribute
     replace_file(path, "step.onnx", whole + b"\xca\x01" + bytes([len(node)]) + node)
     assert "keeps tensors in other files" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "sherlock"])
+def test_many_streams_take_other_kernels_and_give_the_same_bits(name: str) -> None:
+    """With 8 bits many streams have a session of their own on processors that add products exactly."""
+    graph = StepGraph(open_bundle(name), device="cpu")
+    assert graph.session_of(15) is graph.session
+    assert (graph.session_of(16) is graph.session) != fuses_products("cpu")
+    assert graph.session_of(16) is graph.session_of(40)
+    together, given = graph.stepper(16), np.random.default_rng(1).integers(0, 65, (4, 16))
+    logits = np.stack([together.step(row).copy() for row in given])
+    for stream in (0, 15):
+        alone = graph.stepper()
+        for step, row in enumerate(given):
+            assert alone.step(int(row[stream]))[0].tobytes() == logits[step, stream].tobytes()
+        assert alone.state().largest_difference(together.state().take([stream])) == 0
