@@ -64,8 +64,7 @@ class Chooser:
         self._ids = np.zeros((DEPTH, batch), np.int64)
         self._tokens = [Buffer(self._ids[slot], device) for slot in slots]
         self._noise = [Buffer(np.zeros((batch, size), np.float32), device) for _ in slots]
-        self._all_logits = np.zeros((DEPTH, batch, size), np.float32)
-        self._logits = [Buffer(self._all_logits[slot], device) for slot in slots]
+        self._logits = [Buffer(np.zeros((batch, size), np.float32), device) for _ in slots]
         self._states = [
             {name: Buffer(array, device) for name, array in zero_state(manifest, batch).tensors.items()} for _ in slots
         ]
@@ -76,7 +75,6 @@ class Chooser:
         self._slot = 0  # the one whose state and tokens come next
         self._ran = 0  # steps of the last burst
         self.length = 1  # steps of the next burst: the first comes alone, then as many as take BURST_SECONDS
-        self.seconds = 0.0  # of a step of the last burst
 
     def start(
         self, state: State, tokens: int | NDArray[np.int64], temperature: float, barred: int | None = None
@@ -129,26 +127,13 @@ class Chooser:
         self._ran = count
         for slot in slots:
             self._tokens[(slot + 1) % DEPTH].read()
-        self.seconds = (perf_counter() - began) / count
-        self.length = max(1, min(DEPTH, int(BURST_SECONDS / max(self.seconds, 1e-9))))
+        seconds = (perf_counter() - began) / count
+        self.length = max(1, min(DEPTH, int(BURST_SECONDS / max(seconds, 1e-9))))
         return self._ids[[(slot + 1) % DEPTH for slot in slots]]
 
     def logits(self, index: int) -> Logits:
         """Of step ``index`` of the last burst [batch, vocabulary]."""
         return self._logits[(self._slot - self._ran + index) % DEPTH].read()
-
-    def all_logits(self) -> Logits:
-        """Of the last burst [steps, batch, vocabulary], a copy."""
-        slots = [(self._slot - self._ran + index) % DEPTH for index in range(self._ran)]
-        for slot in slots:
-            self._logits[slot].read()
-        return self._all_logits[slots]
-
-    def rewind(self, taken: int, token: int) -> None:
-        """Go on behind the first ``taken`` steps of the last burst, the last of which chooses this token."""
-        self._slot = (self._slot - self._ran + taken) % DEPTH
-        self._ran = taken
-        self._tokens[self._slot].write(token)
 
     @property
     def tokens(self) -> NDArray[np.int64]:

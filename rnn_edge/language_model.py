@@ -8,14 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from rnn_edge.bundle import Bundle, open_bundle, require_task
-from rnn_edge.chooser import DEPTH
 from rnn_edge.errors import InvalidValueError, UnknownTokenError
 from rnn_edge.events import Event
 from rnn_edge.manifest import Manifest
 from rnn_edge.noise import Noise
 from rnn_edge.placement import Threads, place
 from rnn_edge.providers import Device
-from rnn_edge.review import Review
 from rnn_edge.sampling import Sampler, log_probability
 from rnn_edge.state import State, check_state
 from rnn_edge.stepper import StepGraph, Stepper
@@ -216,21 +214,19 @@ class Generation(Iterator[Event]):
             self._stepper.step(text.pending)
             text.advance()
         # Wherever this is cancelled, the state has seen everything before the pending token, and that token is shown.
-        if self._options.sampling.repeat_penalty == 1:
-            yield from self._bursts()
-        yield from self._steps()
+        yield from self._bursts() if self._options.sampling.plain else self._steps()
         rest, timings = text.close()
         yield Event(rest, None, finish_reason=text.finish_reason, timings=timings)
 
     def _steps(self) -> Iterator[Event]:
-        """Step by step, to the end: for a penalty, and for filters that often remove what was chosen."""
+        """Step by step: what is filtered or penalised is chosen outside of the graph."""
         text, options = self._text, self._options
         sampler = Sampler(
             options.sampling,
             self._stepper.manifest.tokenizer.vocabulary_size,
             seed=self.seed,
             stream=text.stream,
-            step=text.first_step + text.count,
+            step=text.first_step,
             recent=text.recent,
             barred=options.barred,
         )
@@ -246,10 +242,7 @@ class Generation(Iterator[Event]):
             yield Event(push(token), token, opinion)
 
     def _bursts(self) -> Iterator[Event]:
-        """Several steps in one go, of so short a time that the text stays smooth; the first token comes alone.
-
-        To the end, or to where single steps are faster.
-        """
+        """Several steps in one go, of so short a time that the text stays smooth; the first token comes alone."""
         text, options, sampling = self._text, self._options, self._options.sampling
         size = self._stepper.manifest.tokenizer.vocabulary_size
         noise = None
@@ -258,24 +251,15 @@ class Generation(Iterator[Event]):
         chooser = self._graph.borrow_chooser(self)
         temperature = 1.0 if sampling.greedy else sampling.temperature
         chooser.start(self._stepper.state(), text.pending, temperature, options.barred)
-        review = Review(sampling, options.barred) if sampling.filters else None
         taken, opinion = 0, None
 
         def state() -> State:
             return chooser.state(taken)
 
         while not self._is_over():
-            count = min(chooser.length, text.left, review.length(chooser.seconds) if review else DEPTH)
-            if not count:
-                self._stepper.load(chooser.state())
-                self._state_now = self._stepper.state
-                return
+            count = min(chooser.length, text.left)
             drawn = noise.take(count) if noise else None
             tokens = chooser.run(count if drawn is None else len(drawn), drawn)[:, 0].tolist()
-            if review and noise and drawn is not None:
-                tokens = review.look(chooser.all_logits()[:, 0], drawn, tokens)
-                chooser.rewind(len(tokens), tokens[-1])
-                noise.put_back(len(drawn) - len(tokens))
             if text.count == 0:
                 text.note_read()
             for taken, token in enumerate(tokens, 1):

@@ -50,10 +50,6 @@ class Noise:
         self._used += len(taken)
         return taken
 
-    def put_back(self, steps: int) -> None:
-        """The last ``steps`` of what was taken last were not used: they come again."""
-        self._used -= steps
-
 
 def check_seed(seed: int) -> None:
     """A seed has 64 bits.

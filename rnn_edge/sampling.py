@@ -127,7 +127,7 @@ class Sampler:
         noise = self._noise.take()[0]
         chosen = int(np.add(scaled, noise, out=self._noisy).argmax())
         # The best of all is the best of those that remain if it is one of them: mostly so, and cheap to see.
-        if self._filters and not surely_kept(scaled, int(scaled.argmax()), chosen, options, 1.0):
+        if self._filters and not _surely_kept(scaled, chosen, options):
             kept = keep_likely(scaled, options.top_k, options.top_p, options.min_p)
             kept += noise
             chosen = int(kept.argmax())
@@ -194,26 +194,25 @@ def keep_likely(scaled: Logits, top_k: int, top_p: float, min_p: float) -> Logit
     return np.where(scaled >= threshold, scaled, np.float32(-np.inf))
 
 
-def surely_kept(logits: Logits, likeliest: int, token: int, options: SamplingOptions, temperature: float) -> bool:
-    """Whether ``keep_likely`` keeps an id of logits that are yet to be divided by the temperature.
+def _surely_kept(scaled: Logits, token: int, options: SamplingOptions) -> bool:
+    """Whether ``keep_likely`` keeps an id, without sorting; False also where rounding might decide.
 
-    Seen with few operations, as each costs some microseconds between two steps; False also where rounding might decide.
+    In few operations, as each costs some microseconds between two steps.
     """
+    likeliest = int(scaled.argmax())
     if token == likeliest:
         return True
-    value, largest = logits.item(token), logits.item(likeliest)
-    if options.min_p > 0 and (value - largest) / temperature < math.log(options.min_p) + _DOUBT:
+    value, largest = scaled.item(token), scaled.item(likeliest)
+    if options.min_p > 0 and value - largest < math.log(options.min_p) + _DOUBT:
         return False
-    top_k = options.top_k if options.top_k < len(logits) else 0
-    if top_k and np.count_nonzero(logits > value) >= top_k:
+    top_k = options.top_k if options.top_k < len(scaled) else 0
+    if top_k and np.count_nonzero(scaled > value) >= top_k:
         return False
     if options.top_p == 1:
         return True
-    powers = logits - np.float32(largest)
-    if temperature != 1:
-        powers /= np.float32(temperature)
+    powers = scaled - np.float32(largest)
     np.exp(powers, out=powers)
-    above = np.add.reduce(powers, where=logits > value)
+    above = np.add.reduce(powers, where=scaled > value)
     if top_k:
         powers = np.partition(powers, len(powers) - top_k)[-top_k:]
     return bool(above < (options.top_p - _DOUBT) * np.add.reduce(powers))

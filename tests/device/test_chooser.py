@@ -17,17 +17,10 @@ from rnn_edge.language_model import LanguageModel
 from rnn_edge.noise import Noise, Values, gumbel_noise
 from rnn_edge.onnx_nodes import Node, Tensor, model_bytes
 from rnn_edge.reordering import Reordering, reordering_session
-from rnn_edge.review import Review
 from rnn_edge.sampling import Sampler, SamplingOptions
 from rnn_edge.state import State, zero_state
 
-FILTERS: list[dict[str, Any]] = [
-    {"temperature": 0.8, "top_k": 4},
-    {"temperature": 1.2, "top_p": 0.8},
-    {"temperature": 0.8, "min_p": 0.1},
-    {"temperature": 1.5, "top_k": 12, "top_p": 0.9, "min_p": 0.02},
-]
-SETTINGS: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 3.0}, *FILTERS]
+SETTINGS: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 3.0}]
 
 
 @pytest.fixture(params=["lstm", "gru"])
@@ -53,7 +46,6 @@ def test_the_text_and_every_state_in_it(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], seconds: float
 ) -> None:
     monkeypatch.setattr(chooser_module, "BURST_SECONDS", seconds)
-    monkeypatch.setattr(Review, "length", lambda *_: DEPTH)
     text = "M"
     expected, states = step_by_step(model, model.tokenizer.encode(text)[0], 40, **settings)
     generation = model.generate(text, max_tokens=40, seed=7, **settings)
@@ -76,57 +68,6 @@ def test_cancel_in_mid_burst(lstm: LanguageModel, monkeypatch: pytest.MonkeyPatc
     assert end.finish_reason == "interrupt"
     assert generation.state().largest_difference(states[-1]) == 0
     assert generation.state().continuation.step == wanted
-
-
-@pytest.mark.parametrize("settings", FILTERS, ids=str)
-@pytest.mark.parametrize("wanted", [1, 5, 11])
-def test_cancel_in_mid_burst_with_filters(
-    lstm: LanguageModel, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], wanted: int
-) -> None:
-    monkeypatch.setattr(chooser_module, "BURST_SECONDS", 1.0)
-    monkeypatch.setattr(Review, "length", lambda *_: DEPTH)
-    expected, states = step_by_step(lstm, lstm.tokenizer.encode("M")[0], wanted + 20, **settings)
-    generation = lstm.generate("M", seed=7, **settings)
-    assert [next(generation).token for _ in range(wanted)] == expected[:wanted]
-    generation.cancel()
-    (end,) = generation
-    assert end.finish_reason == "interrupt"
-    stopped = generation.state()
-    assert stopped.largest_difference(states[wanted - 1]) == 0
-    # And on from there: the noise of steps made in vain comes again.
-    more = lstm.generate("", state=stopped, max_tokens=20, **settings)
-    assert [event.token for event in more][:-1] == expected[wanted:]
-
-
-@pytest.mark.parametrize("settings", FILTERS, ids=str)
-@pytest.mark.parametrize("bursts", [1, 3, 6])
-def test_from_bursts_to_single_steps(
-    lstm: LanguageModel, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], bursts: int
-) -> None:
-    lengths = iter([DEPTH] * bursts + [0])
-    monkeypatch.setattr(Review, "length", lambda *_: next(lengths))
-    expected, states = step_by_step(lstm, lstm.tokenizer.encode("M")[0], 60, **settings)
-    generation = lstm.generate("M", max_tokens=60, seed=7, **settings)
-    for token, state in zip(expected, states, strict=True):
-        assert next(generation).token == token
-        assert generation.state().largest_difference(state) == 0
-    assert next(generation).finish_reason == "length"
-    assert next(lengths, None) is None
-
-
-@pytest.mark.parametrize("settings", FILTERS, ids=str)
-def test_stop_texts_with_filters(
-    lstm: LanguageModel, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
-) -> None:
-    def text() -> str:
-        return "".join(event.text for event in lstm.generate("M", max_tokens=200, seed=7, stop=stop, **settings))
-
-    stop: list[str] = []
-    whole = text()
-    stop = [whole[70:73]]
-    for length in (DEPTH, 0):
-        monkeypatch.setattr(Review, "length", lambda *_, length=length: length)
-        assert text() == whole[: whole.index(stop[0])]
 
 
 def test_the_first_token_comes_alone_and_bursts_are_short(lstm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
