@@ -106,9 +106,11 @@ class StepGraph:
 
     def session_of(self, batch: int) -> InferenceSession:
         """The session for so many streams: on the CPU, many have one of their own, with other kernels."""
-        if batch < _MANY or self.manifest.precision != "int8" or not fuses_products(self.device):
+        if batch < _MANY:
             return self.session
-        self._many = self._many or self._open(many=True)
+        if self._many is None:
+            fuses = self.manifest.precision == "int8" and fuses_products(self.device)
+            self._many = self._open(device=self.device, many=True) if fuses else self.session
         return self._many
 
     def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:

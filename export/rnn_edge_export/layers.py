@@ -6,6 +6,7 @@ Symbols in shape comments: T steps, B streams, H hidden.
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ def run_layer(layer: nn.Module, x: Tensor, state: LayerState | None, weight_drop
     if state is not None:
         stacked = tuple(tensor.unsqueeze(0) for tensor in state)  # the fused kernels want [1, B, H]
         arguments = (x, stacked if len(stacked) == 2 else stacked[0])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings() if weights else nullcontext():
         if weights:  # that cuDNN copies the weights into one block at every call is what new ones at every call cost
             warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
         y, new = functional_call(layer, weights, arguments)
