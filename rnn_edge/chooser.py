@@ -1,7 +1,7 @@
 """Many steps in one go: the graph itself chooses each token and feeds it to the next step.
 
 Python between two steps costs more than its own work, for the step has put everything else out of the caches. So the
-choice (``sampling``'s rule) is three more nodes of the graph, and a burst of steps runs without anything between them.
+choice (``choice``) is a few more nodes of the graph, and a burst of steps runs without anything between them.
 """
 
 from __future__ import annotations
@@ -13,51 +13,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.buffers import Buffer
-from rnn_edge.onnx_nodes import Node, Tensor, graph_bytes
+from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, Filters
 from rnn_edge.providers import run_failure
 from rnn_edge.sampling import Logits
 from rnn_edge.state import State, zero_state
+from rnn_edge.unrolling import STEPS, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from onnxruntime import InferenceSession
 
     from rnn_edge.stepper import StepGraph
 
 DEPTH = 8  # steps of a burst at most, and states that are kept
 BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
-_TEMPERATURE, _NOISE, CHOICE = "temperature", "noise", "choice"
-
-
-def choice_nodes() -> bytes:
-    """What makes a step graph choose: ``choice`` [batch] = argmax(logits / temperature + noise).
-
-    ``temperature`` [1] is 1 and ``noise`` [batch, vocabulary] 0 where they are left out: the likeliest token.
-    """
-    return graph_bytes(
-        [
-            Node("Div", ("logits", _TEMPERATURE), "rnn_edge.scaled"),
-            Node("Add", ("rnn_edge.scaled", _NOISE), "rnn_edge.noisy"),
-            Node("ArgMax", ("rnn_edge.noisy",), CHOICE, (("axis", 1), ("keepdims", 0))),
-        ],
-        # Free axes: what is left out has one value for all.
-        [Tensor(_TEMPERATURE, "float32", (1,)), Tensor(_NOISE, "float32", ("rnn_edge.rows", "rnn_edge.columns"))],
-        [Tensor(CHOICE, "int64", ("batch",))],
-        {_TEMPERATURE: np.ones(1, np.float32), _NOISE: np.zeros((1, 1), np.float32)},
-    )
 
 
 class Chooser:
     """Bursts of steps over a ring of buffers.
 
     A step reads one set of buffers and writes the next: nothing is copied, the states of the last steps are still
-    there, and a step that runs twice does no harm, as it does when a CUDA graph is captured.
+    there, and a step that runs twice does no harm, as it does when a CUDA graph is captured. Where the graph is
+    unrolled by now, one run makes several steps; with filters always, and steps too many at the end are in vain.
     """
 
-    def __init__(self, graph: StepGraph, batch: int = 1) -> None:
+    def __init__(self, graph: StepGraph, batch: int = 1, filters: Filters = NO_FILTERS) -> None:
+        """Filters need a graph that is unrolled by now, and a batch of 1."""
         manifest, device = graph.manifest, graph.device
-        self.batch = batch
+        self.batch, self.filters = batch, filters
+        self._graph, self._unrolled = graph, graph.unrolled(batch)
+        self._several: InferenceSession | None = None  # of STEPS steps
         self._where = graph.where
-        self._run = graph.session_of(batch).run_with_iobinding
         size = manifest.tokenizer.vocabulary_size
         self._temperature = Buffer(np.ones(1, np.float32), device)
         slots = range(DEPTH)
@@ -68,8 +55,8 @@ class Chooser:
         self._states = [
             {name: Buffer(array, device) for name, array in zero_state(manifest, batch).tensors.items()} for _ in slots
         ]
-        self._bindings = [self._bind(graph, slot) for slot in slots]
-        self._options = [graph.capture() for _ in slots]
+        # By first slot and number of steps. What is called, its binding and its options have no types in the runtime.
+        self._bindings: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
         self._silence = np.zeros(size, np.float32)
         self._noisy: set[int] = set()  # slots where noise was written
         self._slot = 0  # the one whose state and tokens come next
@@ -117,18 +104,21 @@ class Chooser:
             elif slot in self._noisy:
                 self._noise[slot].write(self._silence)
                 self._noisy.remove(slot)
+        runs, made = self._runs(count)
         began = perf_counter()
         try:
-            for slot in slots:
-                self._run(self._bindings[slot], self._options[slot])
+            for run, binding, options in runs:
+                run(binding, options)
         except Exception as error:  # the runtime's exceptions share no base class
             raise run_failure(self._where, error) from error
         self._slot = (self._slot + count) % DEPTH
         self._ran = count
         for slot in slots:
             self._tokens[(slot + 1) % DEPTH].read()
-        seconds = (perf_counter() - began) / count
+        seconds = (perf_counter() - began) / made
         self.length = max(1, min(DEPTH, int(BURST_SECONDS / max(seconds, 1e-9))))
+        if self._unrolled:
+            self._unrolled.note(self.filters, count, seconds)
         return self._ids[[(slot + 1) % DEPTH for slot in slots]]
 
     def logits(self, index: int) -> Logits:
@@ -147,15 +137,37 @@ class Chooser:
         values = self._states[(self._slot - self._ran + taken) % DEPTH]
         return State({name: buffer.read().copy() for name, buffer in values.items()})
 
-    def _bind(self, graph: StepGraph, slot: int) -> Any:  # the runtime's binding has no type
-        following = (slot + 1) % DEPTH
-        binding = graph.session_of(self.batch).io_binding()
+    def _runs(self, count: int) -> tuple[list[tuple[Any, Any, Any]], int]:
+        """What to call, with which binding and options, for ``count`` steps, and how many it makes."""
+        several = self._several
+        if several is None and self._unrolled:
+            several = self._several = self._unrolled.session(self.filters)
+        found, made = [], 0
+        while made < count:
+            steps = STEPS if several and (self.filters.any or count - made >= STEPS) else 1
+            begin = (self._slot + made) % DEPTH, steps
+            if begin not in self._bindings:
+                session = several if several and steps > 1 else self._graph.session_of(self.batch)
+                self._bindings[begin] = self._bind(session, *begin)
+            found.append(self._bindings[begin])
+            made += steps
+        return found, made
+
+    def _bind(self, session: InferenceSession, slot: int, steps: int) -> tuple[Any, Any, Any]:
+        graph, binding = self._graph, session.io_binding()
         binding.bind_ortvalue_input("token", self._tokens[slot].value)
-        binding.bind_ortvalue_input(_TEMPERATURE, self._temperature.value)
-        binding.bind_ortvalue_input(_NOISE, self._noise[slot].value)
-        binding.bind_ortvalue_output("logits", self._logits[slot].value)
-        binding.bind_ortvalue_output(CHOICE, self._tokens[following].value)
+        binding.bind_ortvalue_input(TEMPERATURE, self._temperature.value)
         for pair in graph.manifest.state:
             binding.bind_ortvalue_input(pair.input, self._states[slot][pair.input].value)
-            binding.bind_ortvalue_output(pair.output, self._states[following][pair.input].value)
-        return binding
+        for step in range(steps):
+            here, following = (slot + step) % DEPTH, (slot + step + 1) % DEPTH
+
+            def name(plain: str, step: int = step) -> str:
+                return plain if steps == 1 else numbered(plain, step)
+
+            binding.bind_ortvalue_input(name(NOISE), self._noise[here].value)
+            binding.bind_ortvalue_output(name("logits"), self._logits[here].value)
+            binding.bind_ortvalue_output(name(CHOICE), self._tokens[following].value)
+            for pair in graph.manifest.state:
+                binding.bind_ortvalue_output(name(pair.output), self._states[following][pair.input].value)
+        return session.run_with_iobinding, binding, graph.capture()

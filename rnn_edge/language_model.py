@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from rnn_edge.bundle import Bundle, open_bundle, require_task
+from rnn_edge.choice import Filters
 from rnn_edge.errors import InvalidValueError, UnknownTokenError
 from rnn_edge.events import Event
 from rnn_edge.manifest import Manifest
@@ -19,6 +21,7 @@ from rnn_edge.state import State, check_state
 from rnn_edge.stepper import StepGraph, Stepper
 from rnn_edge.text_stream import TextKeywords, TextOptions, TextStream
 from rnn_edge.tokenizer import Tokenizer, load_tokenizer
+from rnn_edge.unrolling import STEPS
 
 if TYPE_CHECKING:
     from rnn_edge.batch_generation import BatchGeneration
@@ -214,25 +217,35 @@ class Generation(Iterator[Event]):
             self._stepper.step(text.pending)
             text.advance()
         # Wherever this is cancelled, the state has seen everything before the pending token, and that token is shown.
-        yield from self._bursts() if self._options.sampling.plain else self._steps()
+        filters, unrolled = self._filters(), self._graph.unrolled(1)
+        if filters and filters.any and unrolled:
+            yield from self._steps(unrolled.steps_before(filters))
+            unrolled.note(filters, text.count)
+            if not unrolled.session(filters):
+                filters = None
+        yield from self._bursts(filters) if filters else self._steps()
         rest, timings = text.close()
         yield Event(rest, None, finish_reason=text.finish_reason, timings=timings)
 
-    def _steps(self) -> Iterator[Event]:
-        """Step by step: what is filtered or penalised is chosen outside of the graph."""
+    def _filters(self) -> Filters | None:
+        size = self._stepper.manifest.tokenizer.vocabulary_size
+        return Filters.of(self._options.sampling, self._options.barred, size)
+
+    def _steps(self, most: int = sys.maxsize) -> Iterator[Event]:
+        """At most so many tokens of all, step by step: what is filtered or penalised is chosen outside of the graph."""
         text, options = self._text, self._options
         sampler = Sampler(
             options.sampling,
             self._stepper.manifest.tokenizer.vocabulary_size,
             seed=self.seed,
             stream=text.stream,
-            step=text.first_step,
+            step=text.first_step + text.count,
             recent=text.recent,
             barred=options.barred,
         )
         step, choose, push = self._stepper.step, sampler.choose, text.push
         opinion = None
-        while not self._is_over():
+        while text.count < most and not self._is_over():
             logits = step(text.pending)
             if text.count == 0:
                 text.note_read()
@@ -241,14 +254,15 @@ class Generation(Iterator[Event]):
                 opinion = log_probability(logits[0], token)
             yield Event(push(token), token, opinion)
 
-    def _bursts(self) -> Iterator[Event]:
+    def _bursts(self, filters: Filters) -> Iterator[Event]:
         """Several steps in one go, of so short a time that the text stays smooth; the first token comes alone."""
         text, options, sampling = self._text, self._options, self._options.sampling
         size = self._stepper.manifest.tokenizer.vocabulary_size
         noise = None
         if not sampling.greedy:
-            noise = Noise(size, seed=self.seed, stream=text.stream, step=text.first_step, barred=options.barred)
-        chooser = self._graph.borrow_chooser(self)
+            step = text.first_step + text.count
+            noise = Noise(size, seed=self.seed, stream=text.stream, step=step, barred=options.barred)
+        chooser = self._graph.borrow_chooser(self, filters=filters)
         temperature = 1.0 if sampling.greedy else sampling.temperature
         chooser.start(self._stepper.state(), text.pending, temperature, options.barred)
         taken, opinion = 0, None
@@ -257,7 +271,7 @@ class Generation(Iterator[Event]):
             return chooser.state(taken)
 
         while not self._is_over():
-            count = min(chooser.length, text.left)
+            count = min(max(chooser.length, STEPS) if filters.any else chooser.length, text.left)
             drawn = noise.take(count) if noise else None
             tokens = chooser.run(count if drawn is None else len(drawn), drawn)[:, 0].tolist()
             if text.count == 0:

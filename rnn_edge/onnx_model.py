@@ -26,8 +26,8 @@ _TYPE_INT, _TYPE_GRAPH = 2, 5
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT, _TENSOR_SHAPE = 1, 2, 1, 1, 2
 _SHAPE_DIM, _DIM_VALUE, _DIM_NAME = 1, 1, 2
-FLOAT, UINT8, INT8, INT32, INT64, BOOL, HALF = 1, 2, 3, 6, 7, 9, 10
-_DTYPES = {FLOAT: "<f4", UINT8: "u1", INT8: "i1", INT32: "<i4", INT64: "<i8", BOOL: "?", HALF: "<f2"}
+FLOAT, UINT8, INT8, INT32, INT64, BOOL, HALF, DOUBLE = 1, 2, 3, 6, 7, 9, 10, 11
+_DTYPES = {FLOAT: "<f4", UINT8: "u1", INT8: "i1", INT32: "<i4", INT64: "<i8", BOOL: "?", HALF: "<f2", DOUBLE: "<f8"}
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,19 @@ def value(name: str, element: int, shape: Sequence[int | str]) -> bytes:
     axis_messages = b"".join(encoded(_SHAPE_DIM, axis) for axis in axes)
     kind = encoded(_TENSOR_ELEMENT, element) + encoded(_TENSOR_SHAPE, axis_messages)
     return encoded(_VALUE_NAME, name) + encoded(_VALUE_TYPE, encoded(_TYPE_TENSOR, kind))
+
+
+def constant_nodes(model: Model) -> tuple[list[Node], list[Node]]:
+    """Nodes that read nothing but initializers that are no inputs, which a loop needs once, and the others."""
+    known = {*model.initializers.keys() - model.inputs.keys(), ""}
+    constant, rest = [], []
+    for node in model.nodes:
+        if node.inputs and known.issuperset(node.inputs):
+            constant.append(node)
+            known.update(node.outputs)
+        else:
+            rest.append(node)
+    return constant, rest
 
 
 def renamed(node: Node, names: dict[str, str]) -> Node:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.buffers import Buffer
-from rnn_edge.chooser import CHOICE, Chooser, choice_nodes
+from rnn_edge.choice import CHOICE, NO_FILTERS, Filters, choice_nodes
+from rnn_edge.chooser import Chooser
 from rnn_edge.errors import BundleError, InvalidValueError
 from rnn_edge.fusion import fuse
 from rnn_edge.onnx_file import summarise
@@ -31,6 +32,7 @@ from rnn_edge.providers import (
 )
 from rnn_edge.reordering import Reordering, reordering_session
 from rnn_edge.state import State, check_state, zero_state
+from rnn_edge.unrolling import UnrolledGraphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -92,6 +94,7 @@ class StepGraph:
         self.session = self._open()
         self._many: InferenceSession | None = None
         self.device = session_device(self.session)
+        self._unrolled = None if memory else UnrolledGraphs(bundle, self.device, threads)
         self.threads = threads or 1
         self._captures = captures_graphs(self.session)
         self._captured = 0
@@ -117,16 +120,22 @@ class StepGraph:
         """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
         return Stepper(self, batch, memory)
 
-    def borrow_chooser(self, owner: object, batch: int = 1) -> Chooser:
+    def unrolled(self, batch: int) -> UnrolledGraphs | None:
+        """Graphs of several steps for so many streams, where there are any."""
+        return self._unrolled if batch < _MANY else None
+
+    def borrow_chooser(self, owner: object, batch: int = 1, filters: Filters = NO_FILTERS) -> Chooser:
         """Bursts of ``batch`` streams for ``owner``. When it is gone, the buffers serve another.
 
         So does what CUDA captured with them; on the CPU, where there is no such thing, those of batches are not kept.
         """
-        chooser = next((one for one in self._choosers if one.batch == batch), None)
+        if filters.any:  # those of others would keep graphs alive that nobody may want again
+            self._choosers = [one for one in self._choosers if one.filters in (filters, NO_FILTERS)]
+        chooser = next((one for one in self._choosers if (one.batch, one.filters) == (batch, filters)), None)
         if chooser:
             self._choosers.remove(chooser)
         else:
-            chooser = Chooser(self, batch)
+            chooser = Chooser(self, batch, filters)
         if batch == 1 or self._captures:
             weakref.finalize(owner, self._give_back, chooser).atexit = False
         return chooser

@@ -22,6 +22,7 @@ from rnn_edge.onnx_model import (
     INT64,
     Model,
     Node,
+    constant_nodes,
     graph_message,
     integer,
     renamed,
@@ -94,7 +95,7 @@ def looped(model: Model, state: Sequence[StatePair], vocabulary: int) -> bytes:
     ``…_next``, the state after the last step.
     """
     with_exact_products(model)
-    constant, body = _constant_nodes(model)
+    constant, body = constant_nodes(model)
     inner = {name: f"{_OURS}{name}" for name in ["token", *(pair.input for pair in state)]}
     inner |= {pair.output: f"{_OURS}{pair.output}" for pair in state}
     carried = [(pair.input, pair.output, pair.width) for pair in state]
@@ -150,19 +151,6 @@ def exact(model: Model) -> bytes:
 def _top(state: Sequence[StatePair]) -> StatePair:
     """The hidden state of the last layer; an LSTM's ``c`` comes behind its ``h``."""
     return [pair for pair in state if pair.input.startswith("h")][-1]
-
-
-def _constant_nodes(model: Model) -> tuple[list[Node], list[Node]]:
-    """Nodes that read nothing but initializers, which belong outside of the loop, and the others."""
-    known = {*model.initializers, ""}
-    constant, rest = [], []
-    for node in model.nodes:
-        if node.inputs and known.issuperset(node.inputs):
-            constant.append(node)
-            known.update(node.outputs)
-        else:
-            rest.append(node)
-    return constant, rest
 
 
 def _movable(model: Model, node: Node, producers: dict[str, Node], users: dict[str, list[Node]]) -> bool:

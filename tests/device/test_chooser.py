@@ -11,7 +11,8 @@ from onnxruntime import InferenceSession
 
 from rnn_edge import chooser as chooser_module
 from rnn_edge.buffers import Buffer
-from rnn_edge.chooser import DEPTH, Chooser, choice_nodes
+from rnn_edge.choice import choice_nodes
+from rnn_edge.chooser import DEPTH, Chooser
 from rnn_edge.errors import BundleError
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.noise import Noise, Values, gumbel_noise

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from rnn_edge.chooser import choice_nodes
+from rnn_edge.choice import choice_nodes
 from rnn_edge.onnx_nodes import Node, Tensor, graph_bytes, model_bytes
 from tests.device.tiny import LSTM
 

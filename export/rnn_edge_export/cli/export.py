@@ -40,7 +40,7 @@ def export(
     ] = "fp32",
     data: DataOption = None,
     max_loss_increase: IncreaseOption = None,
-    block_size: BlockOption = 32,
+    block_size: BlockOption = 128,
     format: Annotated[  # noqa: A002
         str,
         typer.Option(help="ort adds the graphs for reduced builds of ONNX Runtime, as on phones.", metavar="onnx|ort"),

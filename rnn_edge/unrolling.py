@@ -1,0 +1,113 @@
+"""Several steps as one graph.
+
+A run of a session costs some microseconds whatever its graph does, and what Python does in between is done with cold
+caches. So long texts are written by a graph of several steps, each of which chooses the token that the next one reads;
+here filters cost little, too. Making such a graph takes as long as it saves in some thousand tokens, and memory for
+the weights once more: it is made when so many tokens were written without it that as many will probably follow.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, Filters, choice_nodes
+from rnn_edge.errors import BundleError
+from rnn_edge.onnx_model import FLOAT, INT64, Model, constant_nodes, read_model, renamed, value
+from rnn_edge.providers import open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from rnn_edge.bundle import Bundle
+    from rnn_edge.manifest import StatePair
+
+STEPS = 4  # of one graph: twice as many save little more, and take twice the time to be made
+_LARGEST = 8_000_000  # bytes of a graph: in larger ones steps take so long that little is saved
+_PAYS_AFTER = 1024  # tokens
+_FILTERS_PAY_AFTER = 256
+_SLOW = 0.0025  # seconds of a step, from which on each is better shown at once
+_KEPT = 2  # sessions: the one without filters, and those of the last filters
+
+
+class UnrolledGraphs:
+    """The sessions of a bundle's step graph unrolled, by what they filter."""
+
+    def __init__(self, bundle: Bundle, device: str, threads: int | None) -> None:
+        """On the CPU alone: on CUDA a step is captured already."""
+        self._bundle, self._threads = bundle, threads
+        self._written: Counter[Filters] = Counter()  # steps
+        self._fastest = 0.0  # seconds of a step
+        self._sessions: dict[Filters, InferenceSession] = {}
+        self._suits = device == "cpu" and (bundle.path / bundle.manifest.graphs["step"]).stat().st_size <= _LARGEST
+
+    def note(self, filters: Filters, steps: int, seconds: float | None = None) -> None:
+        """So many more were made, in so many seconds each."""
+        self._written[filters] += steps
+        if seconds is not None:
+            self._fastest = min(self._fastest or seconds, seconds)
+
+    def steps_before(self, filters: Filters) -> int:
+        """How many must still be made until a graph of its own pays for them."""
+        if not self._suits or self._fastest > _SLOW:
+            return sys.maxsize
+        pays_after = _FILTERS_PAY_AFTER if filters.any else _PAYS_AFTER
+        return max(0, pays_after - self._written[filters])
+
+    def session(self, filters: Filters) -> InferenceSession | None:
+        """A graph that pays by now, made when it is first asked for.
+
+        None also where it cannot be made: if the bundle was replaced meanwhile, texts go on without.
+        """
+        if self.steps_before(filters):
+            return None
+        if filters not in self._sessions:
+            while len(self._sessions) >= _KEPT:
+                oldest = next(known for known in self._sessions if known != NO_FILTERS)
+                del self._sessions[oldest], self._written[oldest]
+            try:
+                self._sessions[filters] = self._open(filters)
+            except BundleError:
+                self._suits = False
+        return self._sessions.get(filters)
+
+    def _open(self, filters: Filters) -> InferenceSession:
+        manifest, where = self._bundle.manifest, str(self._bundle.path / self._bundle.manifest.graphs["step"])
+        model = read_model(self._bundle.graph("step") + choice_nodes(), where)
+        integers = any(node.operator == "MatMulInteger" for node in model.nodes)
+        content = unroll(model, manifest.state, manifest.tokenizer.vocabulary_size, filters)
+        return open_session(content, where, device="cpu", threads=self._threads, integers=integers)
+
+
+def unroll(model: Model, state: Sequence[StatePair], vocabulary_size: int, filters: Filters = NO_FILTERS) -> bytes:
+    """``STEPS`` steps of a step graph that chooses, as one. Changes ``model``.
+
+    Inputs ``token``, ``temperature`` and the state are as before, noise is ``noise.0``, ``noise.1`` …; ``choice.0``,
+    ``logits.0``, ``h0_next.0`` and so on are the outputs of each step. Graphs with filters take one stream alone.
+    """
+    if filters.any:
+        filters.apply(model, vocabulary_size)
+    constant, body = constant_nodes(model)
+    made = {name for node in body for name in node.outputs}
+    inputs = {name: model.inputs[name] for name in ("token", TEMPERATURE, *(pair.input for pair in state))}
+    outputs, nodes = {}, constant
+    previous: dict[str, str] = {}  # what stands for the inputs that a step before makes
+    for step in range(STEPS):
+        names = {name: numbered(name, step) for name in (*made, NOISE)} | previous
+        nodes += [renamed(node, names) for node in body]
+        previous = {"token": names[CHOICE]} | {pair.input: names[pair.output] for pair in state}
+        inputs[names[NOISE]] = value(names[NOISE], FLOAT, ("rnn_edge.rows", vocabulary_size))
+        outputs[names[CHOICE]] = value(names[CHOICE], INT64, ("batch",))
+        outputs[names["logits"]] = value(names["logits"], FLOAT, ("batch", vocabulary_size))
+        for pair in state:
+            outputs[names[pair.output]] = value(names[pair.output], FLOAT, ("batch", pair.width))
+    initializers = {name: item for name, item in model.initializers.items() if name != NOISE}
+    return replace(model, nodes=nodes, inputs=inputs, outputs=outputs, initializers=initializers).encode()
+
+
+def numbered(name: str, step: int) -> str:
+    """The name of a value in one of the steps."""
+    return f"{name}.{step}"
