@@ -42,7 +42,9 @@ class UnrolledGraphs:
         self._written: Counter[Filters] = Counter()  # steps
         self._fastest = 0.0  # seconds of a step
         self._sessions: dict[Filters, InferenceSession] = {}
-        self._suits = device == "cpu" and (bundle.path / bundle.manifest.graphs["step"]).stat().st_size <= _LARGEST
+        graph = bundle.path / bundle.manifest.graphs["step"]
+        self._where = str(graph)
+        self._suits = device == "cpu" and graph.stat().st_size <= _LARGEST
 
     def note(self, filters: Filters, steps: int, seconds: float | None = None) -> None:
         """So many more were made, in so many seconds each."""
@@ -75,11 +77,15 @@ class UnrolledGraphs:
         return self._sessions.get(filters)
 
     def _open(self, filters: Filters) -> InferenceSession:
-        manifest, where = self._bundle.manifest, str(self._bundle.path / self._bundle.manifest.graphs["step"])
-        model = read_model(self._bundle.graph("step") + choice_nodes(), where)
+        content, integers = self._unrolled(filters)
+        return open_session(content, self._where, device="cpu", threads=self._threads, integers=integers)
+
+    def _unrolled(self, filters: Filters) -> tuple[bytes, bool]:
+        """The graph, and whether it multiplies integers. What it is made from is gone when the session opens."""
+        manifest = self._bundle.manifest
+        model = read_model(self._bundle.graph("step") + choice_nodes(), self._where)
         integers = any(node.operator == "MatMulInteger" for node in model.nodes)
-        content = unroll(model, manifest.state, manifest.tokenizer.vocabulary_size, filters)
-        return open_session(content, where, device="cpu", threads=self._threads, integers=integers)
+        return unroll(model, manifest.state, manifest.tokenizer.vocabulary_size, filters), integers
 
 
 def unroll(model: Model, state: Sequence[StatePair], vocabulary_size: int, filters: Filters = NO_FILTERS) -> bytes:
