@@ -5,7 +5,7 @@ changes leave half of these out and give the same numbers bit for bit:
 
 - MatMulInteger, Cast, Mul by a scale for each column and Add of a bias become the runtime's own MatMulIntegerToFloat,
   which does it all while the sums are in registers;
-- the gates of an LSTM cell get a product each, so that none is copied out of a matrix of all four.
+- the gates of a cell get a product each, so that none is copied out of a matrix of all.
 
 Bundles stay as they are, with standard operators alone: this happens in memory.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rnn_edge.onnx_model import FLOAT, Model, Node, read_model, tensor
 
@@ -33,7 +32,7 @@ def fuse(content: bytes, where: str) -> bytes:
         return content
     model.initializers[_ONE] = tensor(_ONE, np.ones((), np.float32))
     model.opsets[_DOMAIN] = 1
-    _separate_gates(model)
+    _Columns(model).run()
     return model.encode()
 
 
@@ -66,89 +65,131 @@ def _chain(model: Model, users: dict[str, list[Node]], product: Node) -> list[No
     return chain if len(chain) >= 2 else []
 
 
-def _separate_gates(model: Model) -> None:
-    """Product (→ Add of a row of a table) → Split → Sigmoid → Split beside Tanh becomes four of each."""
-    users, makers = _users(model), {name: node for node in model.nodes for name in node.outputs}
-    added: dict[str, list[Node]] = {}  # in place of what splits, by its first output
-    dropped: set[str] = set()  # outputs
-    for split in model.nodes:
-        if split.operator != "Split" or len(split.outputs) != 2:
-            continue
-        sigmoid = _only_reader(model, users, split.outputs[0], "Sigmoid")
-        tanh = _only_reader(model, users, split.outputs[1], "Tanh")
-        inner = _only_reader(model, users, sigmoid.outputs[0], "Split") if sigmoid else None
-        if tanh is None or inner is None or sigmoid is None:
-            continue
-        if _shares(model, split) != [3, 1] or _shares(model, inner) != [1, 1, 1]:
-            continue
-        add = makers.get(split.inputs[0])
-        parts = [makers.get(name) for name in add.inputs] if add and add.operator == "Add" else [add]
-        product = next((node for node in parts if node and node.operator == _FUSED), None)
-        row = next((node for node in parts if node and node.operator == "Gather"), None)
-        if product is None or len(parts) != 1 + (row is not None):
-            continue
-        read_once = [node for node in (product, row) if node and len(users[node.outputs[0]]) == 1]
-        table = _table(model, makers, row) if row else None
-        constants = [model.constant(product.inputs[index]) for index in (1, 3)]
-        bias = model.constant(product.inputs[6])
-        if len(read_once) != len(parts) or any(one is None for one in constants) or (row and table is None):
-            continue
-        gates = _Gates(model, product, row, [*constants, bias, table])
-        outputs = [*inner.outputs, tanh.outputs[0]]
-        added[split.outputs[0]] = [node for index, name in enumerate(outputs) for node in gates.nodes(index, name)]
-        gone = (product, row, add, split, sigmoid, inner, tanh)
-        dropped |= {name for node in gone if node for name in node.outputs}
-    nodes: list[Node] = []
-    for node in model.nodes:
-        nodes += added.get(node.outputs[0], [] if node.outputs[0] in dropped else [node])
-    read = {name for node in nodes for name in node.inputs} | set(model.outputs)
-    model.nodes = [node for node in nodes if read.intersection(node.outputs)]  # whole tables were widened
-    used = {name for node in model.nodes for name in node.inputs} | set(model.outputs) | set(model.inputs)
-    model.initializers = {name: item for name, item in model.initializers.items() if name in used}
+_COLUMNWISE = ("Sigmoid", "Tanh", "Add")
 
 
-class _Gates:
-    """The nodes of each of four gates, with its columns of all that is constant."""
+class _Columns:
+    """Writes the nodes anew so that what is split off is computed by itself, as far back as columns go by themselves.
 
-    def __init__(
-        self, model: Model, product: Node, row: Node | None, constants: list[NDArray[np.generic] | None]
-    ) -> None:
-        self._model, self._product, self._row, self._constants = model, product, row, constants
+    Those of a product of weights, of a row of a table, and of what works on each number alone do.
+    """
 
-    def nodes(self, index: int, output: str) -> list[Node]:
-        """Gate ``index`` of i, o, f, c, as ``output``."""
-        weights, scales, bias, table = (self._part(index, part, output) for part in range(4))
-        left, zero_point = self._product.inputs[0], self._product.inputs[4]
-        names = [f"rnn_edge.{output}.{step}" for step in ("product", "row", "sum")]
-        found = [Node(_FUSED, (left, weights, _ONE, scales, zero_point, "", bias), (names[0],), domain=_DOMAIN)]
-        if self._row:
-            gather = replace(self._row, inputs=(table, *self._row.inputs[1:]), outputs=(names[1],))
-            found += [gather, Node("Add", (names[0], names[1]), (names[2],))]
-        return [*found, Node("Sigmoid" if index < 3 else "Tanh", found[-1].outputs, (output,))]
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._makers = {name: node for node in model.nodes for name in node.outputs}
+        self._nodes: list[Node] = []
+        self._names: dict[str, str] = {}  # of values of the graph as it was, those that are there now
+        self._parts: dict[tuple[str, int, int], str | None] = {}
 
-    def _part(self, index: int, part: int, output: str) -> str:
-        whole = self._constants[part]
-        if whole is None:
-            return ""
-        name, width = f"rnn_edge.{output}.{part}", whole.shape[-1] // 4
-        columns = np.ascontiguousarray(whole[..., index * width : (index + 1) * width])
-        self._model.initializers[name] = tensor(name, columns)
-        return name
+    def run(self) -> None:
+        """Change the model, unless that would compute anything twice."""
+        for name in self._model.outputs:
+            self._whole(name)
+        needed, nodes = set(self._model.outputs), []
+        for node in reversed(self._nodes):
+            if needed.intersection(node.outputs):
+                nodes.append(node)
+                needed.update(node.inputs)
+        nodes.reverse()
+        if self._width(nodes) == self._width(self._model.nodes):
+            self._model.nodes = nodes
+        used = {name for node in self._model.nodes for name in node.inputs} | {*self._model.inputs}
+        self._model.initializers = {name: item for name, item in self._model.initializers.items() if name in used}
+
+    def _width(self, nodes: list[Node]) -> int:
+        """Columns of all products."""
+        scales = [self._model.constant(node.inputs[3]) for node in nodes if node.operator == _FUSED]
+        return sum(item.size for item in scales if item is not None)
+
+    def _whole(self, name: str) -> str:
+        """The name of a value that is there when the nodes written so far have run."""
+        if name not in self._names:
+            node, found = self._makers.get(name), None
+            if node and node.operator == "Split" and name not in self._model.outputs:
+                found = self._split_off(node, name, 0, None)
+            if node and not found:
+                inputs = tuple(self._whole(item) for item in node.inputs)
+                self._nodes.append(replace(node, inputs=inputs))
+                self._names |= {item: item for item in node.outputs}
+            self._names[name] = found or name
+        return self._names[name]
+
+    def _split_off(self, split: Node, name: str, start: int, width: int | None) -> str | None:
+        """Columns of an output of a Split, None for the rest of them, as columns of what is split."""
+        sizes = self._sizes(split)
+        if not sizes or split.integers().get("axis") not in (1, -1):
+            return None
+        index = split.outputs.index(name)
+        return self._part(split.inputs[0], sum(sizes[:index]) + start, sizes[index] if width is None else width)
+
+    def _sizes(self, split: Node) -> list[int]:
+        """Of the parts; empty where they are not known."""
+        if len(split.inputs) > 1:
+            sizes = self._model.constant(split.inputs[1])
+            return [] if sizes is None else sizes.tolist()
+        parts, size = len(split.outputs), self._size(split.inputs[0])
+        return [size // parts] * parts if size and size % parts == 0 else []
+
+    def _size(self, name: str) -> int:
+        """Columns of a value that is computed from products; 0 where they are not known."""
+        node = self._makers.get(name)
+        if node is None:
+            return 0
+        if node.operator == _FUSED:
+            scales = self._model.constant(node.inputs[3])
+            return 0 if scales is None else scales.size
+        if node.operator == "Split":
+            return dict(zip(node.outputs, self._sizes(node), strict=False)).get(name, 0)
+        return max(map(self._size, node.inputs)) if node.operator in _COLUMNWISE else 0
+
+    def _part(self, name: str, start: int, width: int) -> str | None:
+        """The name of so many columns of a value; None where they do not go by themselves."""
+        key = (name, start, width)
+        if key not in self._parts:
+            node = self._makers.get(name)
+            self._parts[key] = self._part_of(node, key) if node else self._constant_part(name, key)
+        return self._parts[key]
+
+    def _part_of(self, node: Node, key: tuple[str, int, int]) -> str | None:
+        name, start, width = key
+        if node.operator == "Split":
+            return self._split_off(node, name, start, width)
+        if node.operator in _COLUMNWISE:
+            inputs = [self._part(item, start, width) for item in node.inputs]
+        elif node.operator == "Gather":
+            inputs = [self._constant_part(_table(self._makers, node), key), self._whole(node.inputs[1])]
+        elif node.operator == _FUSED:
+            left, weights, one, scales, zero_point, _, bias = node.inputs
+            known = [self._constant_part(item, key) if item else "" for item in (weights, scales, bias)]
+            inputs = [self._whole(left), known[0], one, known[1], zero_point, "", known[2]]
+        else:
+            return None
+        found = [item for item in inputs if item is not None]
+        if len(found) < len(inputs):
+            return None
+        output = f"rnn_edge.{node.outputs[0]}.{start}"
+        self._nodes.append(replace(node, inputs=tuple(found), outputs=(output,)))
+        return output
+
+    def _constant_part(self, name: str, key: tuple[str, int, int]) -> str | None:
+        """Columns of a constant, as fp32 where they are fp16."""
+        _, start, width = key
+        whole = self._model.constant(name)
+        if whole is None or whole.ndim == 0:
+            return None
+        part = f"rnn_edge.{name}.{start}.{width}"
+        columns = whole[..., start : start + width]
+        if columns.shape[-1] != width:  # numbers that stand for all columns
+            return None
+        columns = columns.astype(np.float32) if columns.dtype == np.float16 else np.ascontiguousarray(columns)
+        self._model.initializers[part] = tensor(part, columns)
+        return part
 
 
-def _table(model: Model, makers: dict[str, Node], row: Node) -> NDArray[np.generic] | None:
-    """What rows are taken from, in fp32."""
-    cast = makers.get(row.inputs[0])
-    table = model.constant(cast.inputs[0] if cast and cast.operator == "Cast" else row.inputs[0])
-    return None if table is None else table.astype(np.float32)
-
-
-def _shares(model: Model, split: Node) -> list[float]:
-    """How wide each part is, in widths of the last."""
-    if len(split.inputs) == 1:
-        return [1.0] * len(split.outputs)
-    sizes = model.constant(split.inputs[1])
-    return [] if sizes is None else (sizes.astype(np.float64) / int(sizes[-1])).tolist()
+def _table(makers: dict[str, Node], gather: Node) -> str:
+    """The constant from which rows are taken."""
+    cast = makers.get(gather.inputs[0])
+    return cast.inputs[0] if cast and cast.operator == "Cast" else gather.inputs[0]
 
 
 def _users(model: Model) -> dict[str, list[Node]]:

@@ -10,7 +10,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rnn_edge.fusion import fuse
+from rnn_edge.manifest import Cell
 from rnn_edge.providers import open_session
+from rnn_edge.tokenizer import character_tokenizer
+from rnn_edge_export.language_model.export import LanguageModelSource
+from rnn_edge_export.language_model.modules import RecurrentLanguageModel
+from rnn_edge_export.onnx_export import export_bundle
+from rnn_edge_export.quantisation.quantise import write_unmeasured
+from rnn_edge_export.recipe import LanguageModelRecipe
+from rnn_edge_export.recipe_sections import LanguageModelSection
 
 ROOT = Path(__file__).parents[2]
 GRAPHS = ["shakespeare/step.onnx", "sherlock/step.onnx", "en-fr/encoder.onnx", "en-fr/decoder.onnx"]
@@ -30,6 +38,29 @@ def test_bundled_models_compute_the_same(name: str, batch: int) -> None:
     if name.endswith("step.onnx"):  # whose cells are LSTM
         assert "Split" in operators(content)
         assert "Split" not in operators(fused)
+    check_equal(content, fused, batch)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 33])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_each_cell_computes_the_same(cell: Cell, batch: int, tmp_path: Path) -> None:
+    section = LanguageModelSection(cell=cell, embedding=24, hidden=72, layers=2)
+    source = LanguageModelSource(
+        RecurrentLanguageModel(section, 40).requires_grad_(False).eval(),
+        character_tokenizer("".join(map(chr, range(60, 100)))),
+        LanguageModelRecipe(model=section),
+    )
+    bundle = export_bundle(source, tmp_path / "fp32", name="cell")[0]
+    content = write_unmeasured(bundle, tmp_path / "int8", "int8").graph("step")
+    fused = fuse(content, cell)
+    assert operators(content).count("MatMulInteger") >= 3
+    assert not {"MatMulInteger", "Split"}.intersection(operators(fused))
+    check_equal(content, fused, batch)
+
+
+def check_equal(content: bytes, fused: bytes, batch: int) -> None:
+    """The same bits for random inputs, and the same metadata."""
+    name = "a test"
     sessions = [open_session(item, name, device="cpu", integers=True) for item in (content, fused)]
     random = np.random.default_rng(batch)
     sizes = {"batch": batch, "source_length": 7}
