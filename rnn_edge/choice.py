@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rnn_edge import onnx_nodes
-from rnn_edge.onnx_model import DOUBLE, FLOAT, Model, Node, integer, tensor
+from rnn_edge.onnx_model import DOUBLE, FLOAT, Model, Node, integer, tensor, value
 from rnn_edge.onnx_nodes import Tensor, graph_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from rnn_edge.sampling import SamplingOptions
 
-TEMPERATURE, NOISE, CHOICE = "temperature", "noise", "choice"
+TEMPERATURE, NOISE, WEIGHTS, CHOICE = "temperature", "noise", "weights", "choice"
 _SCALED, _NOISY = "rnn_edge.scaled", "rnn_edge.noisy"
+SHORTEST_WINDOW = 8  # tokens: none that a graph has chosen leaves it within one run
 _SORTED_UP_TO = 512  # ids of a vocabulary: the runtime sorts larger ones more slowly than NumPy
 _REMOVED = np.full(1, -np.inf, np.float32)
 _ROWS = np.ones(1, np.int64)  # the axis along a row
@@ -46,32 +49,55 @@ def choice_nodes() -> bytes:
 
 @dataclass(frozen=True)
 class Filters:
-    """What remains of the ids of each step; everything by default."""
+    """What comes between the logits and the choice; nothing by default."""
 
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    penalty: float = 1.0
     barred: int | None = None  # an id that does not count among those from which filters choose
 
     @classmethod
     def of(cls, options: SamplingOptions, barred: int | None, vocabulary_size: int) -> Filters | None:
         """Those of ``options``; None where a graph cannot choose so, or is slower at it than NumPy."""
-        if options.repeat_penalty != 1:
+        penalty = options.repeat_penalty
+        if penalty != 1 and options.repeat_window < SHORTEST_WINDOW:
             return None
         if not options.filters:
-            return NO_FILTERS
+            return cls(penalty=penalty)
         if options.top_p < 1 and vocabulary_size > _SORTED_UP_TO:
             return None
-        return cls(options.top_k if options.top_k < vocabulary_size else 0, options.top_p, options.min_p, barred)
+        top_k = options.top_k if options.top_k < vocabulary_size else 0
+        return cls(top_k, options.top_p, options.min_p, penalty, barred)
 
     @property
     def any(self) -> bool:
-        """Whether any id may be removed."""
+        """Whether there is anything, so that a graph of its own is needed."""
+        return self._removes or self.penalty != 1
+
+    @property
+    def _removes(self) -> bool:
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     def apply(self, model: Model, vocabulary_size: int) -> None:
-        """Let a model of one stream that ends with ``choice_nodes`` choose among what remains."""
-        choose, graph, scaled = model.nodes.pop(), _Builder(model), _SCALED
+        """Let a model of one stream that ends with ``choice_nodes`` choose so.
+
+        With a penalty it gets an input ``weights`` [vocabulary]: what ``sampling.RepeatPenalty`` divides by.
+        """
+        divide, add, choose = model.nodes[-3:]
+        del model.nodes[-3:]
+        graph = _Builder(model)
+        if self.penalty != 1:
+            larger, smaller = graph.add("Div", "logits", WEIGHTS), graph.add("Mul", "logits", WEIGHTS)
+            positive = graph.add("Greater", "logits", graph.constant(np.zeros(1, np.float32)))
+            weakened = graph.add("Where", positive, larger, smaller)
+            divide = replace(divide, inputs=(weakened, TEMPERATURE))
+            model.inputs[WEIGHTS] = value(WEIGHTS, FLOAT, (vocabulary_size,))
+        model.nodes += [divide, add]
+        if not self._removes:
+            model.nodes.append(choose)
+            return
+        scaled = _SCALED
         if self.barred is not None:
             bars = np.zeros((1, vocabulary_size), np.float32)
             bars[0, self.barred] = -np.inf
@@ -108,11 +134,19 @@ class Filters:
 NO_FILTERS = Filters()
 
 
+def weigh(model: Model, weights: str, chosen: Sequence[str], penalty: float, output: str) -> None:
+    """Add nodes: ``output`` is ``weights`` with ``penalty`` for the ids ``chosen`` since, each int64 [1]."""
+    graph = _Builder(model, output)
+    ids = graph.add("Concat", *chosen, axis=0) if len(chosen) > 1 else chosen[0]
+    updates = graph.constant(np.full(len(chosen), penalty, np.float32))
+    model.nodes.append(Node("ScatterElements", (weights, ids, updates), (output,), (integer("axis", 0),)))
+
+
 class _Builder:
     """Nodes at the end of a model, whose values get names as they come."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, prefix: str = "rnn_edge.filter") -> None:
+        self._model, self._prefix = model, prefix
         self._made = 0
 
     def add(self, operator: str, *inputs: str, also: int = 0, **attributes: int) -> str:
@@ -129,4 +163,4 @@ class _Builder:
 
     def _name(self) -> str:
         self._made += 1
-        return f"rnn_edge.filter{self._made}"
+        return f"{self._prefix}.{self._made}"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.buffers import Buffer
-from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, Filters
+from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, WEIGHTS, Filters
 from rnn_edge.providers import run_failure
 from rnn_edge.sampling import Logits
 from rnn_edge.state import State, zero_state
@@ -50,13 +50,16 @@ class Chooser:
         slots = range(DEPTH)
         self._ids = np.zeros((DEPTH, batch), np.int64)
         self._tokens = [Buffer(self._ids[slot], device) for slot in slots]
-        self._noise = [Buffer(np.zeros((batch, size), np.float32), device) for _ in slots]
+        self._noise_values = np.zeros((DEPTH, batch, size), np.float32)
+        self._noise = [Buffer(self._noise_values[slot], device) for slot in slots]
         self._logits = [Buffer(np.zeros((batch, size), np.float32), device) for _ in slots]
         self._states = [
             {name: Buffer(array, device) for name, array in zero_state(manifest, batch).tensors.items()} for _ in slots
         ]
         # By first slot and number of steps. What is called, its binding and its options have no types in the runtime.
         self._bindings: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+        self._weight_values = np.ones((STEPS, size), np.float32)
+        self._weights = [Buffer(row, device) for row in self._weight_values]
         self._silence = np.zeros(size, np.float32)
         self._noisy: set[int] = set()  # slots where noise was written
         self._slot = 0  # the one whose state and tokens come next
@@ -91,16 +94,24 @@ class Chooser:
         fed.read()[rows] = tokens
         fed.send()
 
+    def weigh(self, weights: Logits) -> None:
+        """What a repeat penalty weighs the logits of the next ``STEPS`` steps with [STEPS, vocabulary]."""
+        self._weight_values[:] = weights
+        for buffer in self._weights:
+            buffer.send()
+
     def run(self, count: int, noise: Logits | None = None) -> NDArray[np.int64]:
-        """``count`` steps, at most ``DEPTH`` → the tokens chosen [count, batch].
+        """``count`` steps, at most ``DEPTH``, with a penalty ``STEPS`` → the tokens chosen [count, batch].
 
         ``noise`` is [count, vocabulary] for all streams, or [count, batch, vocabulary].
         """
         slots = [(self._slot + index) % DEPTH for index in range(count)]
-        for index, slot in enumerate(slots):
+        if noise is not None:
+            self._noise_values[slots] = noise if noise.ndim == 3 else noise[:, None]
+            self._noisy.update(slots)
+        for slot in slots:
             if noise is not None:
-                self._noise[slot].write(noise[index])
-                self._noisy.add(slot)
+                self._noise[slot].send()
             elif slot in self._noisy:
                 self._noise[slot].write(self._silence)
                 self._noisy.remove(slot)
@@ -166,6 +177,8 @@ class Chooser:
                 return plain if steps == 1 else numbered(plain, step)
 
             binding.bind_ortvalue_input(name(NOISE), self._noise[here].value)
+            if self.filters.penalty != 1:
+                binding.bind_ortvalue_input(name(WEIGHTS), self._weights[step].value)
             binding.bind_ortvalue_output(name("logits"), self._logits[here].value)
             binding.bind_ortvalue_output(name(CHOICE), self._tokens[following].value)
             for pair in graph.manifest.state:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Unpack
 
 from rnn_edge.bundle import Bundle, open_bundle, require_task
 from rnn_edge.choice import Filters
+from rnn_edge.chooser import DEPTH
 from rnn_edge.errors import InvalidValueError, UnknownTokenError
 from rnn_edge.events import Event
 from rnn_edge.manifest import Manifest
 from rnn_edge.noise import Noise
 from rnn_edge.placement import Threads, place
 from rnn_edge.providers import Device
-from rnn_edge.sampling import Sampler, log_probability
+from rnn_edge.sampling import RepeatPenalty, Sampler, log_probability
 from rnn_edge.state import State, check_state
 from rnn_edge.stepper import StepGraph, Stepper
 from rnn_edge.text_stream import TextKeywords, TextOptions, TextStream
@@ -265,19 +266,27 @@ class Generation(Iterator[Event]):
         chooser = self._graph.borrow_chooser(self, filters=filters)
         temperature = 1.0 if sampling.greedy else sampling.temperature
         chooser.start(self._stepper.state(), text.pending, temperature, options.barred)
+        longest, penalty = DEPTH, None
+        if filters.penalty != 1:  # between runs it learns what was chosen
+            longest = STEPS
+            penalty = RepeatPenalty(size, sampling.repeat_penalty, sampling.repeat_window, text.recent)
         taken, opinion = 0, None
 
         def state() -> State:
             return chooser.state(taken)
 
         while not self._is_over():
-            count = min(max(chooser.length, STEPS) if filters.any else chooser.length, text.left)
+            count = min(max(chooser.length, STEPS) if filters.any else chooser.length, longest, text.left)
+            if penalty:
+                chooser.weigh(penalty.ahead(STEPS))
             drawn = noise.take(count) if noise else None
             tokens = chooser.run(count if drawn is None else len(drawn), drawn)[:, 0].tolist()
             if text.count == 0:
                 text.note_read()
             for taken, token in enumerate(tokens, 1):
                 self._state_now = state
+                if penalty:
+                    penalty.push(token)
                 if options.log_probabilities:
                     opinion = log_probability(chooser.logits(taken - 1)[0], token)
                 yield Event(text.push(token), token, opinion)

@@ -11,6 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,6 +164,20 @@ class RepeatPenalty:
             if not self._counts[oldest]:
                 del self._counts[oldest]
                 self._weights[oldest] = 1
+
+    def ahead(self, steps: int) -> Logits:
+        """The weights [steps, vocabulary] of the next choices as far as they are known: without those before them.
+
+        ``steps`` is at most the window.
+        """
+        found = np.repeat(self._weights[None], steps, axis=0)
+        leaving = Counter[int]()
+        for step, oldest in enumerate(islice(self._recent, max(0, len(self._recent) + steps - 1 - self._window))):
+            first = self._window - len(self._recent) + 1 + step  # the choice before which it has left
+            leaving[oldest] += 1
+            if leaving[oldest] == self._counts[oldest]:
+                found[first:, oldest] = 1
+        return found
 
     def weaken(self, logits: Logits) -> Logits:
         """The logits [vocabulary] that remain."""

@@ -129,8 +129,6 @@ class StepGraph:
 
         So does what CUDA captured with them; on the CPU, where there is no such thing, those of batches are not kept.
         """
-        if filters.any:  # those of others would keep graphs alive that nobody may want again
-            self._choosers = [one for one in self._choosers if one.filters in (filters, NO_FILTERS)]
         chooser = next((one for one in self._choosers if (one.batch, one.filters) == (batch, filters)), None)
         if chooser:
             self._choosers.remove(chooser)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, Filters, choice_nodes
+from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, WEIGHTS, Filters, choice_nodes, weigh
 from rnn_edge.errors import BundleError
 from rnn_edge.onnx_model import FLOAT, INT64, Model, constant_nodes, read_model, renamed, value
 from rnn_edge.providers import open_session
@@ -30,7 +30,8 @@ _LARGEST = 8_000_000  # bytes of a graph: in larger ones steps take so long that
 _PAYS_AFTER = 1024  # tokens
 _FILTERS_PAY_AFTER = 256
 _SLOW = 0.0025  # seconds of a step, from which on each is better shown at once
-_KEPT = 2  # sessions: the one without filters, and those of the last filters
+_COUNTED = 100  # filters
+_MOST = 4  # sessions: later filters do without, as making them in turns would cost more than it saves
 
 
 class UnrolledGraphs:
@@ -48,13 +49,16 @@ class UnrolledGraphs:
 
     def note(self, filters: Filters, steps: int, seconds: float | None = None) -> None:
         """So many more were made, in so many seconds each."""
-        self._written[filters] += steps
+        if filters in self._written or len(self._written) < _COUNTED:
+            self._written[filters] += steps
         if seconds is not None:
             self._fastest = min(self._fastest or seconds, seconds)
 
     def steps_before(self, filters: Filters) -> int:
         """How many must still be made until a graph of its own pays for them."""
-        if not self._suits or self._fastest > _SLOW:
+        if filters in self._sessions:
+            return 0
+        if not self._suits or self._fastest > _SLOW or len(self._sessions) >= _MOST:
             return sys.maxsize
         pays_after = _FILTERS_PAY_AFTER if filters.any else _PAYS_AFTER
         return max(0, pays_after - self._written[filters])
@@ -67,9 +71,6 @@ class UnrolledGraphs:
         if self.steps_before(filters):
             return None
         if filters not in self._sessions:
-            while len(self._sessions) >= _KEPT:
-                oldest = next(known for known in self._sessions if known != NO_FILTERS)
-                del self._sessions[oldest], self._written[oldest]
             try:
                 self._sessions[filters] = self._open(filters)
             except BundleError:
@@ -92,18 +93,29 @@ def unroll(model: Model, state: Sequence[StatePair], vocabulary_size: int, filte
     """``STEPS`` steps of a step graph that chooses, as one. Changes ``model``.
 
     Inputs ``token``, ``temperature`` and the state are as before, noise is ``noise.0``, ``noise.1`` …; ``choice.0``,
-    ``logits.0``, ``h0_next.0`` and so on are the outputs of each step. Graphs with filters take one stream alone.
+    ``logits.0``, ``h0_next.0`` and so on are the outputs of each step. Graphs with filters take one stream alone. With
+    a penalty ``weights.0`` and so on are inputs, too, for which what the graph itself chooses does not yet count.
     """
     if filters.any:
         filters.apply(model, vocabulary_size)
     constant, body = constant_nodes(model)
+    model.nodes = constant
+    penalised = filters.penalty != 1
     made = {name for node in body for name in node.outputs}
     inputs = {name: model.inputs[name] for name in ("token", TEMPERATURE, *(pair.input for pair in state))}
-    outputs, nodes = {}, constant
+    outputs = {}
     previous: dict[str, str] = {}  # what stands for the inputs that a step before makes
+    chosen: list[str] = []
     for step in range(STEPS):
         names = {name: numbered(name, step) for name in (*made, NOISE)} | previous
-        nodes += [renamed(node, names) for node in body]
+        if penalised:
+            given = numbered(WEIGHTS, step)
+            inputs[given] = value(given, FLOAT, (vocabulary_size,))
+            names[WEIGHTS] = f"rnn_edge.{given}" if chosen else given
+            if chosen:
+                weigh(model, given, chosen, filters.penalty, names[WEIGHTS])
+            chosen.append(names[CHOICE])
+        model.nodes += [renamed(node, names) for node in body]
         previous = {"token": names[CHOICE]} | {pair.input: names[pair.output] for pair in state}
         inputs[names[NOISE]] = value(names[NOISE], FLOAT, ("rnn_edge.rows", vocabulary_size))
         outputs[names[CHOICE]] = value(names[CHOICE], INT64, ("batch",))
@@ -111,7 +123,7 @@ def unroll(model: Model, state: Sequence[StatePair], vocabulary_size: int, filte
         for pair in state:
             outputs[names[pair.output]] = value(names[pair.output], FLOAT, ("batch", pair.width))
     initializers = {name: item for name, item in model.initializers.items() if name != NOISE}
-    return replace(model, nodes=nodes, inputs=inputs, outputs=outputs, initializers=initializers).encode()
+    return replace(model, inputs=inputs, outputs=outputs, initializers=initializers).encode()
 
 
 def numbered(name: str, step: int) -> str:

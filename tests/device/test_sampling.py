@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -222,3 +223,19 @@ def test_the_short_way_chooses_what_filtering_first_chooses(size: int, flags: di
         logits[random.integers(0, size, 2)] = logits.max()  # ties
         filtered = keep_likely(logits, options.top_k, options.top_p, options.min_p)
         assert sampler.choose(logits) == int((filtered + noise[step]).argmax()), step
+
+
+@pytest.mark.parametrize("window", [4, 5, 8, 40])
+def test_weights_of_choices_to_come(window: int) -> None:
+    """What leaves the window meanwhile no longer counts; what comes is not known."""
+    random = np.random.default_rng(window)
+    penalty = RepeatPenalty(6, 1.5, window, random.integers(0, 6, 3).tolist())
+    unseen = 5  # stands for what comes
+    for _ in range(60):
+        expected = []
+        copy = deepcopy(penalty)
+        for _ in range(4):
+            expected.append(copy.weaken(-np.ones(6, np.float32))[:unseen])
+            copy.push(unseen)
+        assert np.array_equal(penalty.ahead(4)[:, :unseen], -np.array(expected))
+        penalty.push(int(random.integers(0, unseen)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,12 @@ SETTINGS: list[dict[str, Any]] = [
     {"min_p": 0.1},
     {"min_p": 1.0},
     {"top_k": 12, "top_p": 0.8, "min_p": 0.05, "temperature": 1.5},
+    {"repeat_penalty": 1.4},
+    {"repeat_penalty": 3.0, "repeat_window": 8, "temperature": 0.0},
+    {"repeat_penalty": 0.7, "repeat_window": 11},
+    {"repeat_penalty": 1.2, "top_k": 9, "top_p": 0.9, "min_p": 0.02},
 ]
+PLAIN_FILTERS = [item for item in SETTINGS if not {"temperature", "repeat_penalty"} & set(item)]
 FILTERS = Filters(top_k=3)
 
 
@@ -56,8 +60,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def one_by_one(model: LanguageModel, count: int, **settings: Any) -> tuple[list[int], list[State]]:
     """Tokens chosen outside of the graph, and the state after each step."""
     stepper, size = model.graph.stepper(), model.manifest.tokenizer.vocabulary_size
-    sampler = Sampler(SamplingOptions(**settings), size, seed=7, barred=model.manifest.special_ids.unknown)
-    tokens, states = [model.tokenizer.encode("M")[0]], []
+    tokens, states = [model.tokenizer.encode("M")[0]], list[State]()
+    barred = model.manifest.special_ids.unknown
+    sampler = Sampler(SamplingOptions(**settings), size, seed=7, recent=tokens, barred=barred)
     for _ in range(count):
         tokens.append(sampler.choose(stepper.step(tokens[-1])[0]))
         states.append(stepper.state())
@@ -83,7 +88,9 @@ def test_the_text_and_every_state_in_it(fresh: LanguageModel, settings: dict[str
     assert len(sessions(fresh)) == 1
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.8}, {"top_k": 5, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.8}, {"top_k": 5, "top_p": 0.9}, {"repeat_penalty": 2.0, "repeat_window": 9}], ids=str
+)
 def test_in_the_middle_of_a_text(
     fresh: LanguageModel, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
@@ -116,7 +123,9 @@ def test_the_opinion_stays_the_model_s(fresh: LanguageModel) -> None:
         found = fresh.generate("M", max_tokens=20, seed=7, log_probabilities=True, top_k=5, **settings)
         return [event.log_probability for event in found]
 
-    assert opinions() == opinions(repeat_window=0, repeat_penalty=2.0)  # which goes one by one
+    assert opinions() == opinions(
+        repeat_window=1, repeat_penalty=1 + 1e-12
+    )  # which goes one by one, and changes nothing
 
 
 def test_several_streams_share_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +165,12 @@ def test_texts_count_together(fresh: LanguageModel, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("at_once")
-def test_graphs_of_former_filters_go(fresh: LanguageModel) -> None:
-    for top_k in (3, 4, 5):
-        list(fresh.generate("M", max_tokens=12, top_k=top_k))
-        list(fresh.generate("M", max_tokens=12))
-    assert sessions(fresh) == [NO_FILTERS, Filters(top_k=5)]
-    gc.collect()
-    list(fresh.generate("M", max_tokens=12, top_k=5))
-    assert {chooser.filters for chooser in fresh.graph._choosers} <= {NO_FILTERS, Filters(top_k=5)}
+def test_there_are_few(fresh: LanguageModel) -> None:
+    for top_k in (2, 3, 4, 5, 6, 2):
+        expected = one_by_one(fresh, 12, top_k=top_k)[0]
+        found = [event.token for event in fresh.generate("M", max_tokens=12, seed=7, top_k=top_k)]
+        assert found[:-1] == expected
+    assert sessions(fresh) == [Filters(top_k=top_k) for top_k in (2, 3, 4, 5)]
 
 
 def test_not_where_steps_are_slow_or_on_cuda_or_in_large_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +194,8 @@ def test_not_where_steps_are_slow_or_on_cuda_or_in_large_graphs(monkeypatch: pyt
         ({"top_k": 65}, 65, NO_FILTERS),
         ({"top_k": 3}, 50_000, FILTERS),
         ({"top_p": 0.9}, 513, None),  # sorting
-        ({"repeat_penalty": 1.1}, 65, None),
+        ({"repeat_penalty": 1.1}, 65, Filters(penalty=1.1)),
+        ({"repeat_penalty": 1.1, "repeat_window": 7}, 65, None),
     ],
 )
 def test_which_choices_are_a_graph_s(settings: dict[str, Any], size: int, expected: Filters | None) -> None:
@@ -210,7 +218,7 @@ def choosing_session(size: int, filters: Filters) -> InferenceSession:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("size", [2, 65, 400])
 @pytest.mark.parametrize("barred", [None, 1])
-@pytest.mark.parametrize("settings", [item for item in SETTINGS if "temperature" not in item], ids=str)
+@pytest.mark.parametrize("settings", PLAIN_FILTERS, ids=str)
 def test_the_graph_chooses_what_numpy_chooses(size: int, barred: int | None, settings: dict[str, Any]) -> None:
     options, random = SamplingOptions(**settings), np.random.default_rng(size)
     filters = Filters.of(options, barred, size)
