@@ -7,6 +7,7 @@ Needs the workstation side with ``onnxruntime-gpu`` and a PyTorch with CUDA. A n
 text, all contenders in turns on the same weights:
 
 - rnn-edge in bursts, as texts are generated: tokens stay on the GPU, each step is a CUDA graph; in fp32 and fp16;
+- the same with four steps in one graph, as on the CPU; on CUDA only if this shows that it pays;
 - rnn-edge step by step, as where tokens are filtered: logits come back, NumPy chooses;
 - rnn-edge from end to end: ``generate_batch``, whose texts are strings, greedy and, for the cost of noise, drawn;
 - PyTorch: ``nn.LSTM``, the cell written out, both eager; the cell compiled; the cell as a CUDA graph of its own.
@@ -103,7 +104,7 @@ def ours(bundle: Bundle, precision: str, device: Device, batch: int) -> dict[str
     chooser, stepper = Chooser(graph, batch), graph.stepper(batch)
     captured = ", not captured" if device == "cuda" and not captures_graphs(graph.session) else ""
 
-    def bursts() -> list[int]:
+    def bursts_of(chooser: Chooser) -> list[int]:
         chooser.start(zero, first, 1.0)
         return [int(row[0]) for _ in range(STEPS // DEPTH) for row in chooser.run(DEPTH)]
 
@@ -120,8 +121,13 @@ def ours(bundle: Bundle, precision: str, device: Device, batch: int) -> dict[str
         first, *_ = (text.text for text in found.texts())
         return model.tokenizer.encode(first)
 
-    return {
-        f"rnn-edge {precision}, bursts{captured}": bursts,
+    found = {f"rnn-edge {precision}, bursts{captured}": lambda: bursts_of(chooser)}
+    several = LanguageModel.load(bundle.path, device=device).graph
+    if unrolled := several.unrolled(batch):
+        unrolled.always()
+        longer = Chooser(several, batch)
+        found[f"rnn-edge {precision}, four steps a graph"] = lambda: bursts_of(longer)
+    return found | {
         f"rnn-edge {precision}, step by step": steps,
         f"rnn-edge {precision}, generate_batch": lambda: texts(0.0),
         f"rnn-edge {precision}, generate_batch{DRAWN}": lambda: texts(0.8),

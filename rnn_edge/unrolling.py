@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, WEIGHTS, Filters, choice_nodes, weigh
 from rnn_edge.errors import BundleError
 from rnn_edge.onnx_model import FLOAT, INT64, Model, constant_nodes, read_model, renamed, value
-from rnn_edge.providers import open_session
+from rnn_edge.providers import Device, open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -37,15 +37,20 @@ _MOST = 4  # sessions: later filters do without, as making them in turns would c
 class UnrolledGraphs:
     """The sessions of a bundle's step graph unrolled, by what they filter."""
 
-    def __init__(self, bundle: Bundle, device: str, threads: int | None) -> None:
-        """On the CPU alone: on CUDA a step is captured already."""
-        self._bundle, self._threads = bundle, threads
+    def __init__(self, bundle: Bundle, device: Device, threads: int | None) -> None:
+        """On CUDA they are not made by themselves: a step is captured there, and what they save is not known."""
+        self._bundle, self._device, self._threads = bundle, device, threads
+        self._always = False
         self._written: Counter[Filters] = Counter()  # steps
         self._fastest = 0.0  # seconds of a step
         self._sessions: dict[Filters, InferenceSession] = {}
         graph = bundle.path / bundle.manifest.graphs["step"]
         self._where = str(graph)
         self._suits = device == "cpu" and graph.stat().st_size <= _LARGEST
+
+    def always(self) -> None:
+        """Make them at once, whatever they cost."""
+        self._always = True
 
     def note(self, filters: Filters, steps: int, seconds: float | None = None) -> None:
         """So many more were made, in so many seconds each."""
@@ -56,7 +61,7 @@ class UnrolledGraphs:
 
     def steps_before(self, filters: Filters) -> int:
         """How many must still be made until a graph of its own pays for them."""
-        if filters in self._sessions:
+        if self._always or filters in self._sessions:
             return 0
         if not self._suits or self._fastest > _SLOW or len(self._sessions) >= _MOST:
             return sys.maxsize
@@ -74,12 +79,14 @@ class UnrolledGraphs:
             try:
                 self._sessions[filters] = self._open(filters)
             except BundleError:
-                self._suits = False
+                self._always = self._suits = False
         return self._sessions.get(filters)
 
     def _open(self, filters: Filters) -> InferenceSession:
         content, integers = self._unrolled(filters)
-        return open_session(content, self._where, device="cpu", threads=self._threads, integers=integers)
+        return open_session(
+            content, self._where, device=self._device, threads=self._threads, integers=integers, capture=True
+        )
 
     def _unrolled(self, filters: Filters) -> tuple[bytes, bool]:
         """The graph, and whether it multiplies integers. What it is made from is gone when the session opens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rnn_edge.bundle import open_bundle
+from rnn_edge.choice import NO_FILTERS
 from rnn_edge.chooser import DEPTH, Chooser
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.providers import captures_graphs, cuda_available
@@ -85,6 +87,18 @@ def test_reordering_and_replacing_rows(pair: tuple[LanguageModel, LanguageModel]
         stepper.replace(np.array([[2]]), zero_state(stepper.manifest), {})
         stepper.reorder([2, 1, 0, 0])
     assert cuda.state().largest_difference(cpu.state()) < 1e-4
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.8}], ids=str)
+def test_four_steps_in_one_graph(pair: tuple[LanguageModel, LanguageModel], settings: dict[str, Any]) -> None:
+    cuda = LanguageModel.load(pair[0].bundle.path, device="cuda")
+    unrolled = cuda.graph.unrolled(1)
+    assert unrolled is not None
+    assert unrolled.steps_before(NO_FILTERS) == sys.maxsize
+    unrolled.always()
+    for _ in range(2):  # captured, replayed
+        assert text(cuda, **settings) == text(pair[1], **settings)
+    assert unrolled.session(NO_FILTERS) is not None
 
 
 def test_a_batch_and_samples(pair: tuple[LanguageModel, LanguageModel]) -> None:

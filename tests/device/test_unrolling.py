@@ -181,7 +181,10 @@ def test_not_where_steps_are_slow_or_on_cuda_or_in_large_graphs(monkeypatch: pyt
     assert graphs.steps_before(NO_FILTERS) == graphs.steps_before(FILTERS) == sys.maxsize
     graphs.note(NO_FILTERS, 1, seconds=0.001)  # the machine was busy with something else
     assert graphs.steps_before(NO_FILTERS) == 0
-    assert UnrolledGraphs(bundle, "cuda", 1).steps_before(NO_FILTERS) == sys.maxsize
+    on_cuda = UnrolledGraphs(bundle, "cuda", 1)
+    assert on_cuda.steps_before(NO_FILTERS) == sys.maxsize
+    on_cuda.always()
+    assert on_cuda.steps_before(NO_FILTERS) == on_cuda.steps_before(FILTERS) == 0
     monkeypatch.setattr(unrolling, "_LARGEST", (bundle.path / "step.onnx").stat().st_size - 1)
     assert UnrolledGraphs(bundle, "cpu", 1).steps_before(NO_FILTERS) == sys.maxsize
 
