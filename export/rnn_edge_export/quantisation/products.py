@@ -102,6 +102,7 @@ class BlockProducts:
     """Four-bit weights with one scale for each block of a column."""
 
     def __init__(self, block_size: int) -> None:
+        """``block_size`` is the most weights of a block."""
         self._block_size = block_size
 
     def add(
@@ -110,13 +111,20 @@ class BlockProducts:
         """See ``Products``."""
         if weight.size < ROUNDED_FROM:
             return FloatProducts().add(writer, inputs, weight, bias, output)
-        blocks = to_blocks(weight, self._block_size)
+        block_size = fitting_block(weight.shape[0], self._block_size)
+        blocks = to_blocks(weight, block_size)
         names = [_concat(writer, [item.name for item in inputs]), writer.constant(blocks.values, "weight_int4")]
         names += [writer.constant(blocks.scales, "scales")]
         names += ["", "", writer.constant(bias, "bias")] if bias is not None else []
         # Level 4 computes with 8-bit activations, rounded row by row; 0 is many times slower.
-        sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": 4, "block_size": self._block_size}
+        sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": 4, "block_size": block_size}
         return writer.add("MatMulNBits", names, output=output, domain=MICROSOFT, accuracy_level=4, **sizes)
+
+
+def fitting_block(rows: int, largest: int) -> int:
+    """The largest block that fills up columns of so many rows with the fewest zeros; below 32 only if asked for."""
+    sizes = [largest >> shift for shift in range(4) if largest >> shift >= min(32, largest)]
+    return min(sizes, key=lambda size: (-rows % size, -size))
 
 
 def _concat(writer: GraphWriter, names: Sequence[str]) -> str:

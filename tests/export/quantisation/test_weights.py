@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rnn_edge_export.quantisation.products import fitting_block
 from rnn_edge_export.quantisation.weights import Blocks, Matrix, from_blocks, rounded_to, to_blocks, to_columns
 
 
@@ -124,3 +125,11 @@ def test_the_runtime_multiplies_by_what_the_blocks_stand_for(rows: int, block_si
     allowed = 4 * step / np.sqrt(12) * np.sqrt((weight**2).sum(axis=0))
     assert (np.abs(found - expected) < allowed).all()
     assert np.abs(expected).max() > 20 * allowed.max()
+
+
+@pytest.mark.parametrize(
+    ("rows", "largest", "expected"),
+    [(512, 128, 128), (512, 256, 256), (296, 128, 64), (160, 128, 32), (100, 128, 128), (40, 16, 16), (1000, 32, 32)],
+)
+def test_blocks_fit_the_rows(rows: int, largest: int, expected: int) -> None:
+    assert fitting_block(rows, largest) == expected
