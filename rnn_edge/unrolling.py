@@ -30,6 +30,7 @@ _LARGEST = 8_000_000  # bytes of a graph: in larger ones steps take so long that
 _PAYS_AFTER = 1024  # tokens
 _FILTERS_PAY_AFTER = 256
 _SLOW = 0.0025  # seconds of a step, from which on each is better shown at once
+_NESTED = ("If", "Loop", "Scan", "SequenceMap")  # whose inner graphs would read values of other steps
 _COUNTED = 100  # filters
 _MOST = 4  # sessions: later filters do without, as making them in turns would cost more than it saves
 
@@ -92,7 +93,10 @@ class UnrolledGraphs:
         """The graph, and whether it multiplies integers. What it is made from is gone when the session opens."""
         manifest = self._bundle.manifest
         model = read_model(self._bundle.graph("step") + choice_nodes(), self._where)
-        integers = any(node.operator == "MatMulInteger" for node in model.nodes)
+        operators = {node.operator for node in model.nodes}
+        integers = "MatMulInteger" in operators
+        if not operators.isdisjoint(_NESTED):
+            raise BundleError(f"{self._where} has graphs within its graph", "it runs one step at a time")
         return unroll(model, manifest.state, manifest.tokenizer.vocabulary_size, filters), integers
 
 

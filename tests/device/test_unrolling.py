@@ -265,3 +265,13 @@ def test_texts_go_on_when_the_bundle_is_replaced(
     found = [event.token for event in model.generate("M", max_tokens=60, seed=7, temperature=0.8, **settings)]
     assert found[:-1] == expected
     assert sessions(model) == []
+
+
+def test_not_with_graphs_within(fresh: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    unrolled = fresh.graph.unrolled(1)
+    assert unrolled is not None
+    unrolled.always()
+    monkeypatch.setattr(unrolling, "_NESTED", ("Gather",))  # which every step graph has
+    assert unrolled.session(NO_FILTERS) is None
+    assert unrolled.steps_before(NO_FILTERS) == sys.maxsize
+    assert len(list(fresh.generate("M", max_tokens=20, top_k=4))) == 21

@@ -28,7 +28,9 @@ IncreaseOption = Annotated[
     float | None,
     typer.Option("--max-loss-increase", help="In per cent. [default: 0.5, int4 1]", min=0, show_default=False),
 ]
-BlockOption = Annotated[int, typer.Option(help="Weights that share a scale in int4, at most.", metavar="16|32|64|128|256")]
+BlockOption = Annotated[
+    int, typer.Option(help="Weights that share a scale in int4, at most.", metavar="16|32|64|128|256")
+]
 
 
 @app.command()
