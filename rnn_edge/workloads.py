@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.bench import STEP, Figure, Subject, Work
+from rnn_edge.choice import Filters
 from rnn_edge.errors import BundleError
 from rnn_edge.language_model import LanguageModel
+from rnn_edge.text_stream import TextOptions
 from rnn_edge.translator import Translator
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _RING = 256  # random ids of a stream, used again and again
 _WARM = 4  # untimed steps before timed ones: the buffers are new
+_WARM_TEXT = 64  # tokens
 _SENTENCES = 8  # at least, of one translation that is timed
 _PROCESS_TOKENS = 64
 # The command itself, and what its process has to say afterwards.
@@ -56,7 +59,8 @@ def language_model_works(subject: Subject, model: LanguageModel, lengths: Length
             figure = Figure("prompt", "tokens/s", "random tokens fed, nothing chosen")
             yield Work(subject, batch, count, (figure,), partial(_prompt, model, batch, count))
         for count in lengths.texts:
-            figure = Figure("generate", "tokens/s", "from the start token, with the bundle's sampling, to text")
+            how = "from the start token, with the bundle's sampling, to text; when many tokens were written before"
+            figure = Figure("generate", "tokens/s", how)
             yield Work(subject, batch, count, (figure,), partial(_generate, model, batch, count))
             figure = Figure(STEP, "tokens/s", "the graph alone, nothing chosen")
             yield Work(subject, batch, count, (figure,), partial(_prompt, model, batch, count))
@@ -106,6 +110,11 @@ def _prompt(model: LanguageModel, batch: int, count: int) -> tuple[float, ...]:
 
 
 def _generate(model: LanguageModel, batch: int, count: int) -> tuple[float, ...]:
+    options, unrolled = TextOptions.of(model.manifest, seed=0), model.graph.unrolled(batch)
+    filters = Filters.of(options.sampling, options.barred, model.manifest.tokenizer.vocabulary_size)
+    # Else it would be made in the midst of what is measured.
+    while filters and unrolled and 0 < unrolled.steps_before(filters) < sys.maxsize:
+        _text(model, _WARM_TEXT)
     started = perf_counter()
     if batch > 1:
         texts = model.generate_samples("", batch, batch_size=batch, max_tokens=count, seed=0).texts()

@@ -297,7 +297,7 @@ def test_every_block_size_works(tmp_path: Path, block_size: int) -> None:
         for item in node.attribute
         if item.name == "block_size"
     ]
-    assert sizes == [block_size] * 2
+    assert sizes == [min(block_size, 64)] * 2  # the rows fill no more
     assert all(finding.passed for finding in verify(bundle, device="cpu"))
 
 
