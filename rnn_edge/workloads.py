@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _RING = 256  # random ids of a stream, used again and again
 _WARM = 4  # untimed steps before timed ones: the buffers are new
 _WARM_TEXT = 64  # tokens
+_REPETITIONS = 4  # of which a text's own graph is made ready, if they would come to it
 _SENTENCES = 8  # at least, of one translation that is timed
 _PROCESS_TOKENS = 64
 # The command itself, and what its process has to say afterwards.
@@ -59,8 +60,7 @@ def language_model_works(subject: Subject, model: LanguageModel, lengths: Length
             figure = Figure("prompt", "tokens/s", "random tokens fed, nothing chosen")
             yield Work(subject, batch, count, (figure,), partial(_prompt, model, batch, count))
         for count in lengths.texts:
-            how = "from the start token, with the bundle's sampling, to text; when many tokens were written before"
-            figure = Figure("generate", "tokens/s", how)
+            figure = Figure("generate", "tokens/s", "from the start token, with the bundle's sampling, to text")
             yield Work(subject, batch, count, (figure,), partial(_generate, model, batch, count))
             figure = Figure(STEP, "tokens/s", "the graph alone, nothing chosen")
             yield Work(subject, batch, count, (figure,), partial(_prompt, model, batch, count))
@@ -112,9 +112,11 @@ def _prompt(model: LanguageModel, batch: int, count: int) -> tuple[float, ...]:
 def _generate(model: LanguageModel, batch: int, count: int) -> tuple[float, ...]:
     options, unrolled = TextOptions.of(model.manifest, seed=0), model.graph.unrolled(batch)
     filters = Filters.of(options.sampling, options.barred, model.manifest.tokenizer.vocabulary_size)
-    # Else it would be made in the midst of what is measured.
-    while filters and unrolled and 0 < unrolled.steps_before(filters) < sys.maxsize:
-        _text(model, _WARM_TEXT)
+    if filters and unrolled and unrolled.steps_before(filters) <= _REPETITIONS * count:
+        while (
+            0 < unrolled.steps_before(filters) < sys.maxsize
+        ):  # else it would be made in the midst of what is measured
+            _text(model, _WARM_TEXT)
     started = perf_counter()
     if batch > 1:
         texts = model.generate_samples("", batch, batch_size=batch, max_tokens=count, seed=0).texts()
