@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TEMPERATURE, NOISE, WEIGHTS, CHOICE = "temperature", "noise", "weights", "choice"
 _SCALED, _NOISY = "rnn_edge.scaled", "rnn_edge.noisy"
-SHORTEST_WINDOW = 8  # tokens: none that a graph has chosen leaves it within one run
+_SHORTEST_WINDOW = 8  # tokens: none that a graph has chosen may leave it within one run
 _SORTED_UP_TO = 512  # ids of a vocabulary: the runtime sorts larger ones more slowly than NumPy
 _REMOVED = np.full(1, -np.inf, np.float32)
 _ROWS = np.ones(1, np.int64)  # the axis along a row
@@ -61,7 +61,7 @@ class Filters:
     def of(cls, options: SamplingOptions, barred: int | None, vocabulary_size: int) -> Filters | None:
         """Those of ``options``; None where a graph cannot choose so, or is slower at it than NumPy."""
         penalty = options.repeat_penalty
-        if penalty != 1 and options.repeat_window < SHORTEST_WINDOW:
+        if penalty != 1 and options.repeat_window < _SHORTEST_WINDOW:
             return None
         if not options.filters:
             return cls(penalty=penalty)

@@ -106,15 +106,15 @@ class Chooser:
         ``noise`` is [count, vocabulary] for all streams, or [count, batch, vocabulary].
         """
         slots = [(self._slot + index) % DEPTH for index in range(count)]
-        if noise is not None:
-            self._noise_values[slots] = noise if noise.ndim == 3 else noise[:, None]
-            self._noisy.update(slots)
-        for slot in slots:
-            if noise is not None:
-                self._noise[slot].send()
-            elif slot in self._noisy:
+        if noise is None:
+            for slot in self._noisy.intersection(slots):
                 self._noise[slot].write(self._silence)
-                self._noisy.remove(slot)
+            self._noisy.difference_update(slots)
+        else:
+            self._noise_values[slots] = noise if noise.ndim == 3 else noise[:, None]
+            for slot in slots:
+                self._noise[slot].send()
+            self._noisy.update(slots)
         runs, made = self._runs(count)
         began = perf_counter()
         try:

@@ -65,7 +65,7 @@ def _chain(model: Model, users: dict[str, list[Node]], product: Node) -> list[No
     return chain if len(chain) >= 2 else []
 
 
-_COLUMNWISE = ("Sigmoid", "Tanh", "Add")
+_COLUMNWISE = ("Sigmoid", "Tanh", "Add")  # what works on each number alone
 
 
 class _Columns:
@@ -167,7 +167,7 @@ class _Columns:
         found = [item for item in inputs if item is not None]
         if len(found) < len(inputs):
             return None
-        output = f"rnn_edge.{node.outputs[0]}.{start}"
+        output = f"rnn_edge.{name}.{start}.{width}"
         self._nodes.append(replace(node, inputs=tuple(found), outputs=(output,)))
         return output
 

@@ -84,12 +84,12 @@ class UnrolledGraphs:
         return self._sessions.get(filters)
 
     def _open(self, filters: Filters) -> InferenceSession:
-        content, integers = self._unrolled(filters)
+        content, integers = self._content(filters)
         return open_session(
             content, self._where, device=self._device, threads=self._threads, integers=integers, capture=True
         )
 
-    def _unrolled(self, filters: Filters) -> tuple[bytes, bool]:
+    def _content(self, filters: Filters) -> tuple[bytes, bool]:
         """The graph, and whether it multiplies integers. What it is made from is gone when the session opens."""
         manifest = self._bundle.manifest
         model = read_model(self._bundle.graph("step") + choice_nodes(), self._where)

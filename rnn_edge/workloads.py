@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 _RING = 256  # random ids of a stream, used again and again
 _WARM = 4  # untimed steps before timed ones: the buffers are new
-_WARM_TEXT = 64  # tokens
-_REPETITIONS = 4  # of which a text's own graph is made ready, if they would come to it
+_REPETITIONS = 4  # of a text: a graph of several steps that these come to counts
 _SENTENCES = 8  # at least, of one translation that is timed
 _PROCESS_TOKENS = 64
 # The command itself, and what its process has to say afterwards.
@@ -112,11 +111,9 @@ def _prompt(model: LanguageModel, batch: int, count: int) -> tuple[float, ...]:
 def _generate(model: LanguageModel, batch: int, count: int) -> tuple[float, ...]:
     options, unrolled = TextOptions.of(model.manifest, seed=0), model.graph.unrolled(batch)
     filters = Filters.of(options.sampling, options.barred, model.manifest.tokenizer.vocabulary_size)
-    if filters and unrolled and unrolled.steps_before(filters) <= _REPETITIONS * count:
-        while (
-            0 < unrolled.steps_before(filters) < sys.maxsize
-        ):  # else it would be made in the midst of what is measured
-            _text(model, _WARM_TEXT)
+    # A graph that would be made in the midst of what is measured is made while it warms up.
+    if filters and unrolled and (steps := unrolled.steps_before(filters)) <= _REPETITIONS * count:
+        unrolled.note(filters, steps)
     started = perf_counter()
     if batch > 1:
         texts = model.generate_samples("", batch, batch_size=batch, max_tokens=count, seed=0).texts()

@@ -112,8 +112,7 @@ def run_layer(layer: nn.Module, x: Tensor, state: LayerState | None, weight_drop
     weights = {}
     if layer.training and weight_drop > 0:
         # One mask a call, on the hidden-to-hidden matrix only: the fused kernel sees plain weights.
-        raw: Tensor = layer.weight_hh_l0  # type: ignore[assignment]
-        weights["weight_hh_l0"] = F.dropout(raw, weight_drop)
+        weights["weight_hh_l0"] = F.dropout(layer.get_parameter("weight_hh_l0"), weight_drop)
     if isinstance(layer, NormalisedLayer):
         found: tuple[Tensor, LayerState] = layer(x, state, weights.get("weight_hh_l0", layer.weight_hh_l0))
         return found

@@ -107,11 +107,11 @@ class Metrics:
     @property
     def seconds(self) -> float | None:
         """Time spent on training steps, validation left out; None where tokens are not counted."""
-        counts = [0, *(record.tokens for record in self.steps)]
-        if None in counts:
+        counts = [0, *(record.tokens for record in self.steps if record.tokens is not None)]
+        if len(counts) <= len(self.steps):
             return None
         spent = (
-            (after - before) / record.tokens_per_second  # type: ignore[operator]  # there is no None
+            (after - before) / record.tokens_per_second
             for (before, after), record in zip(pairwise(counts), self.steps, strict=True)
         )
         return sum(spent)

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
-from rnn_edge.errors import MissingDependencyError
+from rnn_edge.errors import InvalidValueError, MissingDependencyError
+from rnn_edge.manifest import Lowering
 
 
 @contextmanager
@@ -18,3 +20,12 @@ def workstation() -> Iterator[None]:
             f"{error.name} is not installed; training and exporting need it",
             "run: pip install 'rnn-edge[export,cpu]'",
         ) from error
+
+
+def known_lowering(lowering: str) -> Lowering:
+    """Raises InvalidValueError for another than there are."""
+    for known in get_args(Lowering):
+        if known == lowering:
+            found: Lowering = known
+            return found
+    raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")

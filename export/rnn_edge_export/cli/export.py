@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnn_edge.errors import InvalidValueError
-from rnn_edge_export.cli import workstation
+from rnn_edge_export.cli import known_lowering, workstation
 from rnn_edge_export.cli.quantize import (
     BlockOption,
     DataOption,
@@ -56,8 +56,7 @@ def export(
     Writes stepwise ONNX graphs with explicit state, tokenizer, model card and manifest. Nothing is written unless the
     graphs compute what PyTorch computes.
     """
-    if lowering not in ("operator", "cell"):
-        raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")
+    wanted = known_lowering(lowering)
     if format not in ("onnx", "ort"):
         raise InvalidValueError(f"--format {format} is unknown", "use onnx or ort")
     with workstation():
@@ -98,7 +97,7 @@ def export(
                 source,
                 whole if precision == "fp32" else Path(scratch) / "fp32",
                 name=name,
-                lowering=lowering,  # type: ignore[arg-type]  # checked above
+                lowering=wanted,
                 force=force,
             )
             _show(checks)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rnn_edge.errors import InvalidValueError
-from rnn_edge_export.cli import workstation
+from rnn_edge_export.cli import known_lowering, workstation
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -65,8 +65,7 @@ def import_checkpoint(
         raise InvalidValueError(
             "a checkpoint holds no vocabulary", "give either --vocabulary or, of word_language_model, --corpus"
         )
-    if lowering not in ("operator", "cell", None):
-        raise InvalidValueError(f"--lowering {lowering} is unknown", "use operator or cell")
+    wanted = None if lowering is None else known_lowering(lowering)
     with workstation():
         from rnn_edge.files import check_output
         from rnn_edge.manifest import SpecialIds
@@ -109,7 +108,7 @@ def import_checkpoint(
             SpecialIds(start=tokenizer.line_end, unknown=unknown_id(tokenizer)),
             output,
             name=name,
-            lowering=lowering,  # type: ignore[arg-type]  # checked above
+            lowering=wanted,
             origin=Origin(title, "\n\n".join(remarks), checkpoint_sha256=_sha256(source)),
             force=force,
         )

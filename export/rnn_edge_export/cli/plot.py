@@ -48,7 +48,8 @@ def plot(
         if not found:
             raise RunError("there is nothing to draw", "wait until a run has trained for some steps")
         suffix = output.suffix.lower().removeprefix(".")
-        write_bytes(output, draw(found, suffix, over=over, loss=loss, log=log, title=title))  # type: ignore[arg-type]
+        picture = draw(found, suffix, over=over, loss=loss, log=log, title=title)  # type: ignore[arg-type]  # checked above
+        write_bytes(output, picture)
 
 
 def _names(runs: Sequence[Path]) -> list[str]:

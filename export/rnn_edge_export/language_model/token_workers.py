@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -80,8 +80,7 @@ class _Worker:
         )
         assert self._process.stdin
         assert self._process.stdout
-        self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]  # IO[bytes], which it is
-        self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
+        self._to, self._from = self._process.stdin, self._process.stdout
 
     def __enter__(self) -> Self:
         return self
@@ -133,13 +132,13 @@ def serve() -> None:
                 target.flush()
 
 
-def _send(file: BinaryIO, content: bytes) -> None:
+def _send(file: IO[bytes], content: bytes) -> None:
     file.write(_LENGTH.pack(len(content)))
     file.write(content)
     file.flush()
 
 
-def _receive(file: BinaryIO) -> bytes | None:
+def _receive(file: IO[bytes]) -> bytes | None:
     """What ``_send`` sent; None for a failure. Raises OSError where the other side is gone."""
     header = file.read(_LENGTH.size)
     length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else 0
