@@ -47,8 +47,8 @@ def write_text(path: Path, content: str) -> None:
 def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """Fill a folder out of sight and move it to ``path`` only when the block ends well.
 
-    Yields a temporary folder beside ``path``. An existing ``path`` is refused without ``force``;
-    with it, the old folder is kept until the new one stands.
+    Yields a temporary folder beside ``path``. An existing ``path`` is refused without ``force``, also one that another
+    process has made meanwhile; with it, the old folder is kept until the new one stands.
     """
     check_output(path, force=force, folder=True)
     try:
@@ -58,7 +58,7 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
             fresh.mkdir()
             yield fresh
             old = Path(scratch) / "old"
-            if path.exists():
+            if force and path.exists():
                 path.rename(old)
             try:
                 fresh.rename(path)

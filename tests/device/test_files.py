@@ -144,6 +144,16 @@ def test_new_folder_appears_whole(tmp_path: Path) -> None:
     assert names(target.parent) == ["bundle"]
 
 
+def test_new_folder_leaves_what_another_made_meanwhile(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with pytest.raises(RnnEdgeError, match="cannot write"), new_folder(target, force=False) as folder:
+        (folder / "a").write_text("ours", encoding="utf-8")
+        with new_folder(target, force=False) as other:
+            (other / "a").write_text("theirs", encoding="utf-8")
+    assert (target / "a").read_text(encoding="utf-8") == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_new_folder_replaces_only_by_force(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     target.mkdir()
