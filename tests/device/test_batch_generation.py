@@ -4,6 +4,7 @@ import gc
 import tracemalloc
 from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -261,15 +262,16 @@ def test_prompts_are_taken_when_there_is_room_and_memory_stays(gru: LanguageMode
     tracemalloc.start()
     try:
         run(100)
-        gc.collect()
-        before, _ = tracemalloc.get_traced_memory()
-        run(200)
-        gc.collect()
-        after, _ = tracemalloc.get_traced_memory()
+        traced = []
+        for _ in range(10):
+            run(100)
+            gc.collect()
+            traced.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert 300 <= taken <= 300 + 2 * 4
-    assert after - before < 20_000
+    assert 1100 <= taken <= 1100 + 2 * 4
+    # What is kept for each text shows in every round, what NumPy keeps at hand for small arrays in the first few only.
+    assert min(after - before for before, after in pairwise(traced)) < 2_000
 
 
 def test_values_out_of_range(gru: LanguageModel) -> None:
