@@ -8,6 +8,7 @@ come back. ``chooser`` has the steps that need nothing from outside.
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -108,12 +109,17 @@ class StepGraph:
         return self.device if self.threads == 1 else f"{self.device}, {self.threads} threads"
 
     def session_of(self, batch: int) -> InferenceSession:
-        """The session for so many streams: on the CPU, many have one of their own, with other kernels."""
+        """The session for so many streams: on the CPU, many have one of their own, with other kernels.
+
+        If the bundle was replaced since it was opened, they go on with the kernels of few: the numbers are the same.
+        """
         if batch < _MANY:
             return self.session
         if self._many is None:
-            fuses = self.manifest.precision == "int8" and fuses_products(self.device)
-            self._many = self._open(device=self.device, many=True) if fuses else self.session
+            self._many = self.session
+            if self.manifest.precision == "int8" and fuses_products(self.device):
+                with suppress(BundleError):
+                    self._many = self._open(device=self.device, many=True)
         return self._many
 
     def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:

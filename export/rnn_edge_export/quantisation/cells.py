@@ -49,14 +49,9 @@ def add_lstm(writer: GraphWriter, products: Products, layer: Layer) -> None:
 
 def add_gru(writer: GraphWriter, products: Products, layer: Layer) -> None:
     """h' = n + z · (h − n), n = tanh(W x + b + r · (U h + d)); the gates stand as z, r, n."""
-    hidden = layer.hidden
-    widths = [2 * hidden, hidden]
-    given = products.add(writer, [layer.x], layer.w, layer.b[0]) if layer.x else layer.table
-    own = products.add(writer, [layer.h], layer.r, layer.b[1])
-    given_gates, given_candidate = _split(writer, given, widths)
-    own_gates, own_candidate = _split(writer, own, widths)
-    z, r = _split(writer, writer.add("Sigmoid", [writer.add("Add", [given_gates, own_gates])]), [hidden] * 2)
-    n = writer.add("Tanh", [writer.add("Add", [given_candidate, writer.add("Mul", [r, own_candidate])])])
+    gates, given, own = _gru_sums(writer, products, layer)
+    z, r = _split(writer, writer.add("Sigmoid", [gates]), [layer.hidden] * 2)
+    n = writer.add("Tanh", [writer.add("Add", [given, writer.add("Mul", [r, own])])])
     kept = writer.add("Mul", [z, writer.add("Sub", [layer.state[0], n])])
     writer.add("Add", [n, kept], output=layer.outputs[0])
 
@@ -80,6 +75,21 @@ def _gates(writer: GraphWriter, products: Products, layer: Layer) -> str:
     if layer.x is None:
         return writer.add("Add", [products.add(writer, [layer.h], layer.r, None), layer.table])
     return products.add(writer, [layer.x, layer.h], np.concatenate([layer.w, layer.r]), layer.b.sum(axis=0))
+
+
+def _gru_sums(writer: GraphWriter, products: Products, layer: Layer) -> tuple[str, str, str]:
+    """W x + U h + b + d of both gates [B, 2·H]; of the candidate W x + b and U h + d, since the reset is between."""
+    last = 2 * layer.hidden
+    if layer.x and products.joins([layer.x, layer.h]):
+        stacked = np.concatenate([layer.w[:, :last], layer.r[:, :last]])
+        gates = products.add(writer, [layer.x, layer.h], stacked, layer.b[:, :last].sum(axis=0))
+        given = products.add(writer, [layer.x], layer.w[:, last:], layer.b[0, last:])
+        return gates, given, products.add(writer, [layer.h], layer.r[:, last:], layer.b[1, last:])
+    whole = products.add(writer, [layer.x], layer.w, layer.b[0]) if layer.x else layer.table
+    given_gates, given = _split(writer, whole, [last, layer.hidden])
+    whole = products.add(writer, [layer.h], layer.r, layer.b[1])
+    own_gates, own = _split(writer, whole, [last, layer.hidden])
+    return writer.add("Add", [given_gates, own_gates]), given, own
 
 
 def _split(writer: GraphWriter, name: str, widths: Sequence[int]) -> list[str]:

@@ -1,6 +1,6 @@
 """A small view on an ONNX graph that is read node by node and written anew."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class GraphWriter:
         self, operator: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> list[str]:
         """A node → the names of its outputs; an empty name is made up."""
-        names = [name or self._new_name(operator.lower()) for name in outputs]
+        names = [name or self.new_name(operator.lower()) for name in outputs]
         self.nodes.append(helper.make_node(operator, list(inputs), names, domain=domain, **attributes))
         return names
 
@@ -82,7 +82,8 @@ class GraphWriter:
         if key and not name and key in self._shared:
             return self._shared[key]
         if not name or name in self._constants or name in self._names:
-            name = self._new_name(name or "constant")
+            name = self.new_name(name or "constant")
+        self._names.add(name)
         self._constants[name] = value
         if key:
             self._shared.setdefault(key, name)
@@ -103,12 +104,30 @@ class GraphWriter:
             numpy_helper.from_array(values[name], name) for name in sorted(needed) if name in values
         )
 
-    def _new_name(self, stem: str) -> str:
+    def inner(self) -> "GraphWriter":
+        """For a graph within this one: no name stands in both."""
+        writer = GraphWriter()
+        writer._names = self._names
+        return writer
+
+    def graph(self, name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> onnx.GraphProto:
+        """What was written, as a graph of its own; inputs and outputs are float32 [B, width]."""
+        graph = helper.make_graph([], name, list(map(_rows, inputs.items())), list(map(_rows, outputs.items())))
+        self.finish(graph, {})
+        return graph
+
+    def new_name(self, stem: str) -> str:
+        """One that nothing has."""
         count = len(self._names)
         while f"{stem}_{count}" in self._names:
             count += 1
         self._names.add(f"{stem}_{count}")
         return f"{stem}_{count}"
+
+
+def _rows(item: tuple[str, int]) -> onnx.ValueInfoProto:
+    name, width = item
+    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, width])
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

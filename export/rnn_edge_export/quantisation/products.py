@@ -42,6 +42,9 @@ class Products(Protocol):
     ) -> str:
         """concat(inputs) [B, K] @ weight [K, N] + bias [N] → name of the result."""
 
+    def joins(self, inputs: Sequence[Activation]) -> bool:
+        """Whether one product of all inputs is better than one of each and a sum."""
+
 
 class FloatProducts:
     """Nothing is rounded."""
@@ -53,6 +56,10 @@ class FloatProducts:
         x = _concat(writer, [item.name for item in inputs])
         y = writer.add("MatMul", [x, writer.constant(weight, "weight")], output="" if bias is not None else output)
         return y if bias is None else writer.add("Add", [y, writer.constant(bias, "bias")], output=output)
+
+    def joins(self, inputs: Sequence[Activation]) -> bool:
+        """See ``Products``. Fewer nodes are what counts on CUDA, for which these are."""
+        return False
 
 
 class StaticProducts:
@@ -73,18 +80,24 @@ class StaticProducts:
             last = first + sum(item.width for item in members)
             columns = to_columns(weight[first:last])
             values = writer.constant(columns.values, "weight_int8")
-            parts.append(self.integer_product(writer, members, bound, values, columns.scales))
+            x = self.rounded(writer, members, bound)
+            parts.append(self.integer_product(writer, x, bound, values, columns.scales))
             first = last
         terms = [*parts, *([] if bias is None else [writer.constant(bias, "bias")])]
         for index, term in enumerate(terms[1:], start=2):
             terms[0] = writer.add("Add", [terms[0], term], output=output if index == len(terms) else "")
         return terms[0] if len(terms) > 1 or not output else writer.add("Identity", terms, output=output)
 
-    def integer_product(
-        self, writer: GraphWriter, inputs: Sequence[Activation], bound: float, values: str, scales: Array
-    ) -> str:
-        """concat(inputs) @ int8 weights named ``values`` [K, N] with ``scales`` [N] → name."""
-        x = _concat(writer, [self._round(writer, item.name, bound) for item in inputs])
+    def joins(self, inputs: Sequence[Activation]) -> bool:
+        """See ``Products``. Inputs of other bounds are rounded on their own."""
+        return len({item.bound for item in inputs}) == 1 and inputs[0].bound is not None
+
+    def rounded(self, writer: GraphWriter, inputs: Sequence[Activation], bound: float) -> str:
+        """concat(inputs) as uint8; what several products read is rounded once."""
+        return _concat(writer, [self._round(writer, item.name, bound) for item in inputs])
+
+    def integer_product(self, writer: GraphWriter, x: str, bound: float, values: str, scales: Array) -> str:
+        """Rounded x [B, K] @ int8 weights named ``values`` [K, N] with ``scales`` [N] → name."""
         exact = writer.add("MatMulInteger", [x, values, writer.constant(np.array(_ZERO, np.uint8))])
         scale = writer.constant((scales * np.float32(bound / 127)).astype(np.float32), "scales")
         return writer.add("Mul", [writer.add("Cast", [exact], to=onnx.TensorProto.FLOAT), scale])
@@ -119,6 +132,10 @@ class BlockProducts:
         # Level 4 computes with 8-bit activations, rounded row by row; 0 is many times slower.
         sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": 4, "block_size": block_size}
         return writer.add("MatMulNBits", names, output=output, domain=MICROSOFT, accuracy_level=4, **sizes)
+
+    def joins(self, inputs: Sequence[Activation]) -> bool:
+        """See ``Products``. The runtime finds the activations' range itself."""
+        return True
 
 
 def fitting_block(rows: int, largest: int) -> int:

@@ -15,6 +15,7 @@ from rnn_edge_export.quantisation.bounds import find_bounds
 from rnn_edge_export.quantisation.cells import CELLS, Layer, table_bias
 from rnn_edge_export.quantisation.graph import Array, GraphReader, GraphWriter, attribute
 from rnn_edge_export.quantisation.products import ROUNDED_FROM, Activation, FloatProducts, Products, StaticProducts
+from rnn_edge_export.quantisation.sequences import BothDirections, add_sequence
 from rnn_edge_export.quantisation.weights import Columns, Matrix, to_columns
 
 
@@ -91,10 +92,43 @@ class Rewriter:
         CELLS[node.op_type](self._writer, self._recurrent, layer)
 
     def _sequence_operator(self, node: onnx.NodeProto) -> None:
-        """The operator as it is, its matrices stored in eight bits."""
+        """A loop over rounded products; where it cannot be one, the operator with matrices stored in eight bits."""
         if not self._rounds:
             self._writer.copy(node)
-            return
+        elif (layer := self._both_directions(node)) is not None:
+            add_sequence(self._writer, self._static, layer)
+        else:
+            self._store(node)
+
+    def _both_directions(self, node: onnx.NodeProto) -> BothDirections | None:
+        """The operator as an encoder has it, with its directions split apart, and the nodes that split them merged."""
+        reader = self._reader
+        bound = self._bounds.get(node.input[0])
+        plain = (
+            node.op_type in ("LSTM", "GRU")
+            and attribute(node, "direction") == b"bidirectional"
+            and attribute(node, "linear_before_reset", 0) == (node.op_type == "GRU")
+            and {item.name for item in node.attribute} <= {"direction", "hidden_size", "linear_before_reset"}
+        )
+        if not plain or bound is None or len(node.input) != 5 or any(node.output[2:]):
+            return None
+        w, r, b = (reader.constants[name] for name in node.input[1:4])
+        merged, names = [], []
+        for output, axis in zip(node.output, (1, 0), strict=False):
+            split = reader.only_consumer(output, "Split")
+            if split is None or attribute(split, "axis", 0) != axis:
+                return None
+            squeezes = [reader.only_consumer(name, "Squeeze") for name in split.output]
+            merged += [*split.output, *(name for item in squeezes if item for name in item.output)]
+            names.append([item.output[0] for item in squeezes if item])
+        if min(w[0].size, r[0].size) < ROUNDED_FROM or any(len(pair) != 2 for pair in names):
+            return None
+        self._merged.update(merged)
+        lengths = self._writer.add("Cast", [node.input[4]], to=onnx.TensorProto.INT64)
+        x = Activation(node.input[0], w.shape[2], bound)
+        return BothDirections(node.op_type, w, r, b, x, lengths, *names)
+
+    def _store(self, node: onnx.NodeProto) -> None:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for place in (1, 2):
@@ -122,7 +156,8 @@ class Rewriter:
         if turned and self._is_embedding(name) and x.bound is not None:  # tied: one table in the file
             table, rows = self._rounded_rows(name)
             values = writer.add("Transpose", [table], perm=[1, 0])
-            y = self._static.integer_product(writer, [x], x.bound, values, rows.scales)
+            given = self._static.rounded(writer, [x], x.bound)
+            y = self._static.integer_product(writer, given, x.bound, values, rows.scales)
             bias = np.zeros(len(rows.scales), np.float32) if bias is None else bias
             writer.add("Add", [y, writer.constant(bias, "bias")], output=output)
             return

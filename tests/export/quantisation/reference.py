@@ -110,7 +110,7 @@ class Layer:
         given, own = weights["bias_ih_l0"].astype(np.float64), weights["bias_hh_l0"].astype(np.float64)
         state = Part(h, 1.0)
         if self.cell == "gru":
-            return [self._gru(self._table(x, w, given), product([state], r, self.bits) + own, h)]
+            return [self._gru(*self._gru_sums(x, state, (w, r), (given, own)), h)]
         if self.looked_up is not None:
             gates = self._table(x, w, given + own) + product([state], r, self.bits)
         else:
@@ -126,10 +126,26 @@ class Layer:
         new = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         return [sigmoid(o) * np.tanh(new), new]
 
-    def _gru(self, given: Array, own: Array, h: Array) -> Array:
-        (x_r, x_z, x_n), (h_r, h_z, h_n) = np.split(given, 3, axis=1), np.split(own, 3, axis=1)
-        r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-        n = np.tanh(x_n + r * h_n)
+    def _gru_sums(
+        self, x: Sequence[Part] | Array, state: Part, weights: tuple[Array, Array], biases: tuple[Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        """Of r and z together; of n, input and state apart."""
+        gates = 2 * self.module.hidden_size
+        if self.looked_up is None and self.lowering == "operator":
+            parts = [*cast("Sequence[Part]", x), state]
+            if self.bits == "int4" or all(part.bound == state.bound for part in parts):
+                both = product(parts, np.concatenate(weights)[:, :gates], self.bits) + (biases[0] + biases[1])[:gates]
+                given, own = (
+                    product(inputs, weight[:, gates:], self.bits) + bias[gates:]
+                    for inputs, weight, bias in zip((parts[:-1], parts[-1:]), weights, biases, strict=True)
+                )
+                return both, given, own
+        given, own = self._table(x, weights[0], biases[0]), product([state], weights[1], self.bits) + biases[1]
+        return given[:, :gates] + own[:, :gates], given[:, gates:], own[:, gates:]
+
+    def _gru(self, gates: Array, given: Array, own: Array, h: Array) -> Array:
+        r, z = np.split(sigmoid(gates), 2, axis=1)
+        n = np.tanh(given + r * own)
         return cast(Array, (1 - z) * n + z * h)
 
     def _table(self, x: Sequence[Part] | Array, w: Array, bias: Array) -> Array:

@@ -208,7 +208,8 @@ def test_four_bits_compute_what_the_equations_say(
     model_proto = onnx.load_model_from_string(content)
     assert sorted(item.domain for item in model_proto.opset_import) == ["", "com.microsoft"]
     nodes = [node for node in model_proto.graph.node if node.op_type == "MatMulNBits"]
-    assert len(nodes) == {"lstm": 2, "gru": 4, "rnn": 2}[cell] - (cell == "gru" and folded)
+    # Joined, a GRU's layer has three products, and that of the first layer's candidate is too small to be rounded.
+    assert len(nodes) == (2 if cell != "gru" else 4 if lowering == "cell" else 5)
 
 
 def test_a_tied_language_model(make_letters: MakeLetters) -> None:
