@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.providers import Device, run_failure
+from rnn_edge.sessions import FLOAT, INTEGER, GraphSessions, Port
 from rnn_edge.state import State
-from rnn_edge.stepper import FLOAT, INTEGER, LENGTHS, Memory, Port, StepGraph, Stepper, open_graph
+from rnn_edge.stepper import LENGTHS, Memory, StepGraph, Stepper
 
 if TYPE_CHECKING:
     from rnn_edge.bundle import Bundle
@@ -52,11 +53,10 @@ class EncoderDecoderGraphs:
         self.manifest = manifest = bundle.manifest
         assert manifest.source is not None
         self._end = manifest.source.end
-        self._where = str(bundle.path / manifest.graphs["encoder"])
         inputs = {"source": Port(INTEGER, 2), LENGTHS: Port(INTEGER, 1)}
         outputs = {item.name: Port(FLOAT, 3, item.width) for item in manifest.memory}
         outputs |= {pair.input: Port(FLOAT, 2, pair.width) for pair in manifest.state}
-        self.encoder = open_graph(bundle, "encoder", inputs, outputs, device=device, threads=threads)
+        self._encoder = GraphSessions(bundle, "encoder", inputs, outputs, device=device, threads=threads)
         self.decoder = StepGraph(bundle, role="decoder", device=device, threads=threads)
         self.device = self.decoder.device
 
@@ -69,9 +69,9 @@ class EncoderDecoderGraphs:
         manifest = self.manifest
         names = [item.name for item in manifest.memory] + [pair.input for pair in manifest.state]
         try:
-            found: list[Any] = self.encoder.run(names, {"source": padded, LENGTHS: lengths})
+            found: list[Any] = self._encoder.of(len(sources)).run(names, {"source": padded, LENGTHS: lengths})
         except Exception as error:  # the runtime's exceptions share no base class
-            raise run_failure(self._where, error) from error
+            raise run_failure(self._encoder.where, error) from error
         tensors = dict(zip(names, found, strict=True))
         memory = {item.name: tensors[item.name] for item in manifest.memory}
         return Encoded(memory | {LENGTHS: lengths}, State({pair.input: tensors[pair.input] for pair in manifest.state}))

@@ -28,15 +28,30 @@ def fuse(content: bytes, where: str) -> bytes:
         BundleError: not an ONNX model. ``where`` names it.
     """
     model = read_model(content, where)
-    if not _fuse_products(model):
+    if not _fuse(model, _ONE):
         return content
-    model.initializers[_ONE] = tensor(_ONE, np.ones((), np.float32))
     model.opsets[_DOMAIN] = 1
-    _Columns(model).run()
     return model.encode()
 
 
-def _fuse_products(model: Model) -> bool:
+def _fuse(model: Model, one: str) -> bool:
+    """A graph, and those within that read nothing of it; ``one`` names a constant of each that others do not have."""
+    inner = False
+    for index, node in enumerate(model.nodes):
+        for name, graph in node.graphs().items():
+            if graph.free():
+                return False
+            if _fuse(graph, f"{one}.{index}"):
+                model.nodes[index] = node.with_graph(name, graph)
+                inner = True
+    if _fuse_products(model, one):
+        model.initializers[one] = tensor(one, np.ones((), np.float32))
+        _Columns(model).run()
+        return True
+    return inner
+
+
+def _fuse_products(model: Model, one: str) -> bool:
     users = _users(model)
     fused: dict[str, Node] = {}  # by the last output of a chain
     dropped: set[str] = set()  # the other outputs
@@ -45,7 +60,7 @@ def _fuse_products(model: Model) -> bool:
             outputs = [node.outputs[0] for node in (product, *chain)]
             scales, bias = (*(_columns(model, node) for node in chain[1:]), "")[:2]
             left, right, zero_point = product.inputs
-            inputs = (left, right, _ONE, scales, zero_point, "", bias)
+            inputs = (left, right, one, scales, zero_point, "", bias)
             fused[outputs[-1]] = Node(_FUSED, inputs, (outputs[-1],), domain=_DOMAIN)
             dropped |= set(outputs[:-1])
     model.nodes = [fused.get(node.outputs[0], node) for node in model.nodes if node.outputs[0] not in dropped]

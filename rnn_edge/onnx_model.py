@@ -55,6 +55,22 @@ class Node:
                 found[str(name, "utf-8")] = value
         return found
 
+    def graphs(self) -> dict[str, Model]:
+        """Attributes that are a graph: what a loop repeats."""
+        found = {}
+        for attribute in self.attributes:
+            values = dict(fields(memoryview(attribute)))
+            name, graph = values.get(_ATTRIBUTE_NAME), values.get(_ATTRIBUTE_GRAPH)
+            if isinstance(name, memoryview) and isinstance(graph, memoryview):
+                model = found[str(name, "utf-8")] = Model([], {}, {}, {}, {})
+                _read_graph(graph, model)
+        return found
+
+    def with_graph(self, name: str, model: Model) -> Node:
+        """The same operator with another graph as this attribute."""
+        others = [item for item in self.attributes if _first(memoryview(item), _ATTRIBUTE_NAME) != name]
+        return replace(self, attributes=(*others, subgraph(name, model.graph())))
+
     def encode(self) -> bytes:
         """As NodeProto."""
         content = [encoded(_NODE_INPUT, name) for name in self.inputs]
@@ -80,6 +96,18 @@ class Model:
         """The values of an initializer, or None where there is none of this name, or none with plain bytes."""
         content = self.initializers.get(name)
         return None if content is None else _array(content)
+
+    def free(self) -> set[str]:
+        """What the graph reads and does not make: values of the graph that it is within."""
+        read = {*self.outputs}
+        for node in self.nodes:
+            read |= {*node.inputs}.union(*(graph.free() for graph in node.graphs().values()))
+        made = {name for node in self.nodes for name in node.outputs}
+        return read - made - {*self.inputs, *self.initializers, ""}
+
+    def graph(self) -> bytes:
+        """As GraphProto."""
+        return graph_message(self.nodes, self.inputs.values(), self.outputs.values(), self.initializers.values())
 
     def encode(self) -> bytes:
         """As ModelProto."""

@@ -8,9 +8,6 @@ come back. ``chooser`` has the steps that need nothing from outside.
 from __future__ import annotations
 
 import weakref
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,19 +16,10 @@ from numpy.typing import NDArray
 from rnn_edge.buffers import Buffer
 from rnn_edge.choice import CHOICE, NO_FILTERS, Filters, choice_nodes
 from rnn_edge.chooser import Chooser
-from rnn_edge.errors import BundleError, InvalidValueError
-from rnn_edge.fusion import fuse
-from rnn_edge.onnx_file import summarise
-from rnn_edge.providers import (
-    Device,
-    captures_graphs,
-    capturing_run,
-    fuses_products,
-    open_session,
-    run_failure,
-    session_device,
-)
+from rnn_edge.errors import InvalidValueError
+from rnn_edge.providers import Device, captures_graphs, capturing_run, run_failure
 from rnn_edge.reordering import Reordering, reordering_session
+from rnn_edge.sessions import FLOAT, INTEGER, MANY, GraphSessions, Port
 from rnn_edge.state import State, check_state, zero_state
 from rnn_edge.unrolling import UnrolledGraphs
 
@@ -41,24 +29,12 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
 
     from rnn_edge.bundle import Bundle
-    from rnn_edge.manifest import Manifest
 
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 LENGTHS, ATTENTION = "source_lengths", "attention"
 Memory = dict[str, NDArray[Any]]  # what a decoder reads in every step: memory tensors, and the lengths of the sources
-_MANY = 16  # streams, from which on passes over memory count for more than weights
 _SPARE = 8  # choosers kept for the next text
-FLOAT, INTEGER = "tensor(float)", "tensor(int64)"
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a graph: its type, rank, and last axis where that is fixed."""
-
-    type: str
-    rank: int
-    width: int | None = None
 
 
 class StepGraph:
@@ -82,19 +58,12 @@ class StepGraph:
         outputs |= {ATTENTION: Port(FLOAT, 2)} if memory else {}
         outputs |= {pair.output: Port(FLOAT, 2, pair.width) for pair in manifest.state}
         outputs |= {} if memory else {CHOICE: Port(INTEGER, 1)}
-        self._open = partial(
-            open_graph,
-            bundle,
-            role,
-            {"token": Port(INTEGER, 1)} | memory | state,
-            outputs,
-            device=device,
-            threads=threads,
-            extension=b"" if memory else choice_nodes(),
+        inputs = {"token": Port(INTEGER, 1)} | memory | state
+        extension = b"" if memory else choice_nodes()
+        self._sessions = GraphSessions(
+            bundle, role, inputs, outputs, device=device, threads=threads, extension=extension
         )
-        self.session = self._open()
-        self._many: InferenceSession | None = None
-        self.device = session_device(self.session)
+        self.session, self.device = self._sessions.few, self._sessions.device
         self._unrolled = None if memory else UnrolledGraphs(bundle, self.device, threads)
         self.threads = threads or 1
         self._captures = captures_graphs(self.session)
@@ -109,18 +78,8 @@ class StepGraph:
         return self.device if self.threads == 1 else f"{self.device}, {self.threads} threads"
 
     def session_of(self, batch: int) -> InferenceSession:
-        """The session for so many streams: on the CPU, many have one of their own, with other kernels.
-
-        If the bundle was replaced since it was opened, they go on with the kernels of few: the numbers are the same.
-        """
-        if batch < _MANY:
-            return self.session
-        if self._many is None:
-            self._many = self.session
-            if self.manifest.precision == "int8" and fuses_products(self.device):
-                with suppress(BundleError):
-                    self._many = self._open(device=self.device, many=True)
-        return self._many
+        """The session for so many streams."""
+        return self._sessions.of(batch)
 
     def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:
         """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
@@ -128,7 +87,7 @@ class StepGraph:
 
     def unrolled(self, batch: int) -> UnrolledGraphs | None:
         """Graphs of several steps for so many streams, where there are any."""
-        return self._unrolled if batch < _MANY else None
+        return self._unrolled if batch < MANY else None
 
     def borrow_chooser(self, owner: object, batch: int = 1, filters: Filters = NO_FILTERS) -> Chooser:
         """Bursts of ``batch`` streams for ``owner``. When it is gone, the buffers serve another.
@@ -279,70 +238,3 @@ def _bind(
         binding.bind_ortvalue_input(pair.input, source[pair.input].value)
         binding.bind_ortvalue_output(pair.output, target[pair.input].value)
     return binding
-
-
-def open_graph(
-    bundle: Bundle,
-    role: str,
-    inputs: Mapping[str, Port],
-    outputs: Mapping[str, Port],
-    *,
-    device: Device,
-    threads: int | None,
-    extension: bytes = b"",
-    many: bool = False,
-) -> InferenceSession:
-    """The session of one of a bundle's graphs, with ``extension`` behind its bytes: nodes that belong to no bundle.
-
-    ``many`` rewrites an eight-bit graph for many streams on the CPU (``fusion``). Inputs, outputs and metadata must be
-    what the manifest says.
-
-    Raises:
-        BundleError: other bytes than the manifest says, external data, or other inputs and outputs.
-        DeviceError: CUDA is asked for and not available.
-    """
-    manifest, where = bundle.manifest, str(bundle.path / bundle.manifest.graphs[role])
-    mend = "export the bundle again"
-    content = bundle.graph(role)
-    summary = summarise(content, where)
-    if summary.external_data:
-        raise BundleError(f"{where} keeps tensors in other files", "export the bundle again, in one file")
-    integers = "MatMulInteger" in summary.operators
-    if many and integers:
-        content = fuse(content, where)
-    session = open_session(
-        content + extension,
-        where,
-        device=device,
-        threads=threads,
-        integers=integers,
-        capture=bool(extension),
-    )
-    for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
-        found = {node.name: (node.type, len(node.shape)) for node in nodes}
-        wanted = {name: (port.type, port.rank) for name, port in expected.items()}
-        if found != wanted:
-            differing = sorted(set(found.items()) ^ set(wanted.items()))
-            raise BundleError(f"{where}: {kind} {differing[0][0]} is not what the manifest says", mend)
-        for node in nodes:
-            width = expected[node.name].width
-            if width is not None and node.shape[-1] != width:
-                raise BundleError(f"{where}: {node.name} is {node.shape[-1]} wide, the manifest says {width}", mend)
-    metadata = session.get_modelmeta().custom_metadata_map
-    for key, value in graph_metadata(manifest).items():
-        if metadata.get(key) != value:
-            raise BundleError(f"{where}: its metadata say {key} = {metadata.get(key)!r}, the manifest {value!r}", mend)
-    return session
-
-
-def graph_metadata(manifest: Manifest) -> dict[str, str]:
-    """What the ONNX file says about itself; the manifest is authoritative and the two must agree."""
-    return {
-        "rnn_edge.format_version": str(manifest.format_version),
-        "rnn_edge.name": manifest.name,
-        "rnn_edge.task": manifest.task,
-        "rnn_edge.precision": manifest.precision,
-        "rnn_edge.lowering": manifest.lowering,
-        "rnn_edge.cell": manifest.architecture.cell,
-        "rnn_edge.state": ",".join(f"{pair.input}->{pair.output}" for pair in manifest.state),
-    }

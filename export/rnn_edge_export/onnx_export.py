@@ -20,7 +20,7 @@ from rnn_edge.bundle import Bundle, read_bundle
 from rnn_edge.errors import ParityError, RnnEdgeError
 from rnn_edge.files import new_folder, write_bytes, write_text
 from rnn_edge.manifest import MANIFEST_NAME, FileEntry, Lowering, Manifest, Provenance
-from rnn_edge.stepper import graph_metadata
+from rnn_edge.sessions import graph_metadata
 from rnn_edge_export import golden, model_card
 from rnn_edge_export.parity import Check
 from rnn_edge_export.recipe import Recipe

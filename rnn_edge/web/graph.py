@@ -38,14 +38,26 @@ if TYPE_CHECKING:
 
 _EXACT = 2**24
 _LARGEST = 128  # of a uint8 less its zero point of 128
+_MOVES = {"Concat": None, "ReverseSequence": 1}  # how many of their inputs they move, all of them for None
 _OURS = "page."  # before names of values that are made here; a dot keeps them apart from the exporter's
 
 
 def with_exact_products(model: Model) -> int:
     """Turn each quantised product of ``model`` whose sums are exact in fp32 into one in fp32.
 
+    Those of the graphs within do, too; where one of these reads values of the graph around it, all stays as it is.
     Returns the number of products that stay as they are.
     """
+    kept, nodes = 0, []
+    for node in model.nodes:
+        for name, graph in node.graphs().items():
+            if graph.free():
+                return sum(item.operator == "MatMulInteger" for item in model.nodes)
+            kept += with_exact_products(graph)
+            nodes += _hoisted(graph, model)
+            node = node.with_graph(name, graph)
+        nodes.append(node)
+    model.nodes = nodes
     producers = {name: node for node in model.nodes for name in node.outputs}
     users: dict[str, list[Node]] = {}
     for node in model.nodes:
@@ -62,7 +74,7 @@ def with_exact_products(model: Model) -> int:
         for node in moved:
             names = _quantised(node.inputs[0], producers)
             allowed = {id(item) for item in moved} | {
-                id(producers[name]) for name in sources if producers[name].operator == "Concat"
+                id(producers[name]) for name in sources if producers[name].operator in _MOVES
             }
             if any(id(user) not in allowed for name in names for user in users.get(name, ())):
                 movable[id(node)] = False
@@ -83,7 +95,7 @@ def with_exact_products(model: Model) -> int:
     model.nodes = result
     used = {name for node in result for name in node.inputs} | set(model.outputs)
     model.initializers = {name: item for name, item in model.initializers.items() if name in used}
-    return sum(not movable[id(node)] for node in products)
+    return kept + sum(not movable[id(node)] for node in products)
 
 
 def looped(model: Model, state: Sequence[StatePair], vocabulary: int) -> bytes:
@@ -180,18 +192,26 @@ def _movable(model: Model, node: Node, producers: dict[str, Node], users: dict[s
 
 
 def _quantised(name: str, producers: dict[str, Node]) -> list[str]:
-    """A quantised value and, where it is put together, its parts; empty where anything else has made it."""
+    """A quantised value and what it is put together or moved from; empty where anything else has made it."""
     node = producers.get(name)
-    if node is None or node.operator not in ("QuantizeLinear", "Concat"):
+    if node is None or node.operator not in ("QuantizeLinear", *_MOVES):
         return []
     found = [name]
-    if node.operator == "Concat":
-        for part in node.inputs:
+    if node.operator in _MOVES:
+        for part in node.inputs[: _MOVES[node.operator]]:
             parts = _quantised(part, producers)
             if not parts:
                 return []
             found += parts
     return found
+
+
+def _hoisted(graph: Model, outer: Model) -> list[Node]:
+    """What a loop would widen in every step, taken out of it."""
+    constant, graph.nodes = constant_nodes(graph)
+    for name in {name for node in constant for name in node.inputs if name}:
+        outer.initializers[name] = graph.initializers.pop(name)
+    return constant
 
 
 def _weights(
@@ -222,10 +242,11 @@ def _float_weights(model: Model, name: str, producers: dict[str, Node], done: di
 def _rounded(model: Model, node: Node) -> list[Node]:
     """QuantizeLinear less its zero point, in fp32: divide, round half to even, cut off what eight bits cannot hold."""
     (name,) = node.outputs
-    for bound, limit in (("low", -128.0), ("high", 127.0)):
-        model.initializers.setdefault(f"{_OURS}{bound}", tensor(f"{_OURS}{bound}", np.array(limit, np.float32)))
+    low, high = f"{_OURS}{name}.low", f"{_OURS}{name}.high"
+    for bound, limit in ((low, -128.0), (high, 127.0)):
+        model.initializers[bound] = tensor(bound, np.array(limit, np.float32))
     return [
         Node("Div", node.inputs[:2], (f"{_OURS}{name}.divided",)),
         Node("Round", (f"{_OURS}{name}.divided",), (f"{_OURS}{name}.round",)),
-        Node("Clip", (f"{_OURS}{name}.round", f"{_OURS}low", f"{_OURS}high"), (name,)),
+        Node("Clip", (f"{_OURS}{name}.round", low, high), (name,)),
     ]

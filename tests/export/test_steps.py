@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from rnn_edge.manifest import Cell, Lowering
+from rnn_edge.sessions import graph_metadata
 from rnn_edge.state import State
-from rnn_edge.stepper import StepGraph, graph_metadata
+from rnn_edge.stepper import StepGraph
 from rnn_edge_export.language_model.export import step_graph
 from rnn_edge_export.language_model.modules import State as ModelState
 from rnn_edge_export.language_model.steps import ALLOWED_OPERATORS

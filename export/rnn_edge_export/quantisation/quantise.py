@@ -12,7 +12,7 @@ from rnn_edge.errors import BundleError, DataError, InvalidValueError, ParityErr
 from rnn_edge.files import new_folder
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.manifest import Manifest, Precision, Task
-from rnn_edge.stepper import graph_metadata
+from rnn_edge.sessions import graph_metadata
 from rnn_edge.tokenizer import load_tokenizer
 from rnn_edge_export import golden, model_card
 from rnn_edge_export.mobile import is_mobile

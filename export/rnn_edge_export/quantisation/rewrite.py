@@ -110,23 +110,26 @@ class Rewriter:
             and attribute(node, "linear_before_reset", 0) == (node.op_type == "GRU")
             and {item.name for item in node.attribute} <= {"direction", "hidden_size", "linear_before_reset"}
         )
-        if not plain or bound is None or len(node.input) != 5 or any(node.output[2:]):
+        if not plain or bound is None or len(node.input) != 5 or not all(node.input) or any(node.output[2:]):
             return None
         w, r, b = (reader.constants[name] for name in node.input[1:4])
-        merged, names = [], []
-        for output, axis in zip(node.output, (1, 0), strict=False):
-            split = reader.only_consumer(output, "Split")
-            if split is None or attribute(split, "axis", 0) != axis:
-                return None
-            squeezes = [reader.only_consumer(name, "Squeeze") for name in split.output]
-            merged += [*split.output, *(name for item in squeezes if item for name in item.output)]
-            names.append([item.output[0] for item in squeezes if item])
-        if min(w[0].size, r[0].size) < ROUNDED_FROM or any(len(pair) != 2 for pair in names):
+        parts = [self._split_apart(name, axis) for name, axis in zip(node.output, (1, 0), strict=False)]
+        if min(w[0].size, r[0].size) < ROUNDED_FROM or not all(parts):
             return None
-        self._merged.update(merged)
+        self._merged.update(name for part in parts for name in part)
+        outputs, *finals = [part[-2:] for part in parts]
         lengths = self._writer.add("Cast", [node.input[4]], to=onnx.TensorProto.INT64)
         x = Activation(node.input[0], w.shape[2], bound)
-        return BothDirections(node.op_type, w, r, b, x, lengths, *names)
+        return BothDirections(node.op_type, w, r, b, x, lengths, outputs, *finals)
+
+    def _split_apart(self, name: str, axis: int) -> list[str]:
+        """What splits an output's directions, the names of both last; empty where nothing does."""
+        split = self._reader.only_consumer(name, "Split")
+        if split is None or attribute(split, "axis", 0) != axis or len(split.output) != 2:
+            return []
+        squeezes = [self._reader.only_consumer(item, "Squeeze") for item in split.output]
+        found = [item.output[0] for item in squeezes if item is not None]
+        return [*split.output, *found] if len(found) == 2 else []
 
     def _store(self, node: onnx.NodeProto) -> None:
         copy = onnx.NodeProto()

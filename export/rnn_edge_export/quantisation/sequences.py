@@ -1,8 +1,8 @@
 """A recurrent operator over whole sequences in both directions, as an encoder has it, with rounded weights.
 
 The input's products are made for all steps at once, what stands behind a sequence's end included. A Scan over the
-steps does the rest: its body holds a cell of each direction. For the backward one sequences are turned around, each by
-its own length, so that neither has to know where a sequence ends.
+steps of each direction does the rest. For the backward one sequences are turned around, each by its own length, so that
+neither has to know where a sequence ends.
 
 Symbols in shape comments: S steps, B sequences, D input, H hidden, G gates.
 """
@@ -29,7 +29,7 @@ class BothDirections:
     x: Activation  # [S, B, D], of known bound
     lengths: str  # int64 [B]
     outputs: Sequence[str]  # h of all steps [S, B, H]
-    finals: Sequence[str]  # h of each sequence's last step in this direction [B, H]
+    finals: Sequence[str] = ("", "")  # h of each sequence's last step in this direction [B, H], where it is read
 
 
 def add_sequence(writer: GraphWriter, products: StaticProducts, layer: BothDirections) -> None:
@@ -37,33 +37,35 @@ def add_sequence(writer: GraphWriter, products: StaticProducts, layer: BothDirec
     assert layer.x.bound is not None
     hidden = int(layer.r.shape[2])
     ahead = products.rounded(writer, [layer.x], layer.x.bound)
-    body, cells = writer.inner(), StaticProducts()
-    first, given, state, following, steps = [], [], [], [], []
-    for w, r, b, x in zip(layer.w, layer.r, layer.b, (ahead, _turned(writer, ahead, layer.lengths)), strict=True):
-        biases = b.reshape(2, -1)
-        columns = to_columns(w.T)
-        values = writer.constant(columns.values, "weight_int8")
-        product = products.integer_product(writer, x, layer.x.bound, values, columns.scales)
-        first.append(writer.add("Add", [product, writer.constant(table_bias(layer.operator, biases), "bias")]))
-        given.append(body.new_name("given"))
-        names = ("h", "c") if layer.operator == "LSTM" else ("h",)
-        old, new = [body.new_name(name) for name in names], [body.new_name(f"{name}_next") for name in names]
-        h = Activation(old[0], hidden, 1.0)
-        CELLS[layer.operator](body, cells, Layer(w.T, r.T, biases, None, given[-1], old, new, h))
-        state += old
-        following += new
-        steps.append(body.add("Identity", [new[0]]))
-    inputs = dict.fromkeys(state, hidden) | dict.fromkeys(given, int(layer.r.shape[1]))
-    step = body.graph("step", inputs, dict.fromkeys([*following, *steps], hidden))
     batch = writer.add("Shape", [layer.lengths])
     zero = writer.add("ConstantOfShape", [writer.add("Concat", [batch, writer.constant(np.array([hidden]))], axis=0)])
-    found = writer.add_many(
-        "Scan", [*[zero] * len(state), *first], [*[""] * len(state), layer.outputs[0], ""], body=step, num_scan_inputs=2
-    )
-    _turned(writer, found[-1], layer.lengths, layer.outputs[1])
     last = _last_steps(writer, layer.lengths, batch)
-    for name, final in zip(found[-2:], layer.finals, strict=True):
-        writer.add("GatherND", [name, last], output=final)
+    for direction, x in enumerate((ahead, _turned(writer, ahead, layer.lengths))):
+        columns = to_columns(layer.w[direction].T)
+        values = writer.constant(columns.values, "weight_int8")
+        product = products.integer_product(writer, x, layer.x.bound, values, columns.scales)
+        bias = table_bias(layer.operator, layer.b[direction].reshape(2, -1))
+        given = writer.add("Add", [product, writer.constant(bias, "bias")])
+        steps = _scan(writer, layer, direction, given, zero)
+        if direction:
+            _turned(writer, steps, layer.lengths, layer.outputs[1])
+        writer.add("GatherND", [steps, last], output=layer.finals[direction])
+
+
+def _scan(writer: GraphWriter, layer: BothDirections, direction: int, given: str, zero: str) -> str:
+    """h of all steps [S, B, H]; ``given`` [S, B, G·H] is the input's part, ``zero`` [B, H] the first state."""
+    w, r, biases = layer.w[direction].T, layer.r[direction].T, layer.b[direction].reshape(2, -1)
+    hidden, gates = map(int, r.shape)
+    body = writer.inner()
+    table, names = body.new_name("given"), ("h", "c") if layer.operator == "LSTM" else ("h",)
+    old, new = [body.new_name(name) for name in names], [body.new_name(f"{name}_next") for name in names]
+    h = Activation(old[0], hidden, 1.0)
+    CELLS[layer.operator](body, StaticProducts(), Layer(w, r, biases, None, table, old, new, h))
+    step = body.add("Identity", [new[0]])  # an output is the next state or one of the steps
+    graph = body.graph("step", dict.fromkeys(old, hidden) | {table: gates}, dict.fromkeys([*new, step], hidden))
+    inputs, outputs = [*[zero] * len(old), given], [""] * (len(old) + 1)
+    outputs[-1] = "" if direction else layer.outputs[0]
+    return writer.add_many("Scan", inputs, outputs, body=graph, num_scan_inputs=1)[-1]
 
 
 def _turned(writer: GraphWriter, name: str, lengths: str, output: str = "") -> str:

@@ -47,7 +47,7 @@ class TranslatorGraphs(NamedTuple):
 
 MakeLetters = Callable[..., "LanguageModelSource"]
 DraftLetters = Callable[[Cell, Lowering, int, int], LanguageModelGraphs]
-DraftTranslator = Callable[[Combination, int], TranslatorGraphs]
+DraftTranslator = Callable[..., TranslatorGraphs]
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def draft_translator(make_translator: "MakeSource") -> DraftTranslator:  # noqa:
     """The fp32 graphs of one combination with this embedding; each only once a session."""
 
     @functools.cache
-    def draft(chosen: Combination, embedding: int) -> TranslatorGraphs:
+    def draft(chosen: Combination, embedding: int, encoder_hidden: int = 36) -> TranslatorGraphs:
         source = make_translator(
             chosen.tokenizer,
             std=0.12,
@@ -102,8 +102,8 @@ def draft_translator(make_translator: "MakeSource") -> DraftTranslator:  # noqa:
             layers=chosen.layers,
             encoder_layers=chosen.layers,
             embedding=embedding,
-            encoder_hidden=36,
-            hidden=72,
+            encoder_hidden=encoder_hidden,
+            hidden=2 * encoder_hidden,
         )
         return TranslatorGraphs(source.model, *source.draft("translator", chosen.lowering))
 

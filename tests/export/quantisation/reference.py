@@ -220,16 +220,18 @@ def language_model_step(
 def encoded(model: EncoderDecoder, source: Array, lengths: Array, seen: Feeds) -> Feeds:
     """What an encoder leaves for sources [B, S]. ``seen`` is what the graph found: keys are made of its memory."""
     recipe = model.recipe
-    table = round_table(numpy_of(model.source_embedding.weight), recipe.embedding**0.5)
+    embedding, factor = numpy_of(model.source_embedding.weight), recipe.embedding**0.5
+    table = round_table(embedding, factor)
     rows, steps = source.shape
     memory = np.zeros((rows, steps, 2 * recipe.encoder_hidden))
     summary = np.zeros((rows, 2 * recipe.encoder_hidden))
     for row, length in enumerate(lengths):
-        x = table[source[row, :length]].astype(np.float64)
+        x = Part(table[source[row, :length]], float(np.abs(embedding).max()) * float(np.float32(factor)))
         for pair in model.encoder_pairs():
-            ahead, behind = _sequence(pair[0], recipe.cell, x), _sequence(pair[1], recipe.cell, x[::-1])[::-1]
-            x = np.concatenate([ahead, behind], axis=1)
-        memory[row, :length] = x
+            ahead = _sequence(pair[0], recipe.cell, x)
+            behind = _sequence(pair[1], recipe.cell, Part(x.values[::-1], x.bound))[::-1]
+            x = Part(np.concatenate([ahead, behind], axis=1), 1.0)
+        memory[row, :length] = x.values
         summary[row] = np.concatenate([ahead[-1], behind[0]])
     found: Feeds = {"memory": memory}
     if isinstance(model.attention, GeneralAttention):
@@ -244,15 +246,17 @@ def encoded(model: EncoderDecoder, source: Array, lengths: Array, seen: Feeds) -
     return found | ({"feed": np.zeros((rows, recipe.embedding))} if recipe.input_feeding else {})
 
 
-def _sequence(module: nn.RNNBase, cell: Cell, x: Array) -> Array:
-    """A layer over x [S, D] → [S, H]: weights with one scale a row, nothing else rounded."""
+def _sequence(module: nn.RNNBase, cell: Cell, x: Part) -> Array:
+    """A layer over x [S, D] → [S, H]: products of integers, or where a matrix is small the weights alone rounded."""
     weights = {name: numpy_of(value) for name, value in module.named_parameters()}
-    w, r = (round_columns(weights[name].T) for name in ("weight_ih_l0", "weight_hh_l0"))
-    given = x @ w + weights["bias_ih_l0"]
+    w, r = weights["weight_ih_l0"].T, weights["weight_hh_l0"].T
+    integers = min(w.size, r.size) >= SMALL
+    values = x.values.astype(np.float64)
+    given = (product([x], w) if integers else values @ round_columns(w)) + weights["bias_ih_l0"]
     h = c = np.zeros((1, module.hidden_size))
     out = []
     for row in given:
-        own = h @ r + weights["bias_hh_l0"]
+        own = (product([Part(h, 1.0)], r) if integers else h @ round_columns(r)) + weights["bias_hh_l0"]
         if cell == "gru":
             (x_r, x_z, x_n), (h_r, h_z, h_n) = np.split(row[None], 3, axis=1), np.split(own, 3, axis=1)
             z, n = sigmoid(x_z + h_z), np.tanh(x_n + sigmoid(x_r + h_r) * h_n)

@@ -12,7 +12,7 @@ import onnx.numpy_helper
 import pytest
 
 from rnn_edge.manifest import Cell, Lowering, Manifest
-from rnn_edge.stepper import graph_metadata
+from rnn_edge.sessions import graph_metadata
 from rnn_edge_export.onnx_export import OPSET
 from tests.export.quantisation.conftest import EMBEDDING, FEW, HIDDEN, MANY
 from tests.export.quantisation.reference import Bits, Differences, Feeds, language_model_step, open_graph, rounded

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from rnn_edge.manifest import AttentionKind, Lowering, Manifest, Precision
-from rnn_edge.stepper import graph_metadata
+from rnn_edge.manifest import AttentionKind, Cell, Lowering, Manifest, Precision
+from rnn_edge.sessions import graph_metadata
 from tests.export.quantisation.reference import (
     Array,
     Bits,
@@ -26,6 +26,8 @@ from tests.export.quantisation.reference import (
 from tests.export.translation.conftest import Combination
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.export.quantisation.conftest import DraftTranslator
 
 EMBEDDING = 64
@@ -119,6 +121,63 @@ def _check_content(contents: dict[str, bytes], manifest: Manifest) -> None:
         assert len(given) == len(set(given))  # what several products read is rounded once
         if role == "decoder":
             assert not used.keys() & {"LSTM", "GRU"}
+
+
+@pytest.mark.parametrize(("cell", "layers"), [("lstm", 1), ("gru", 2)])
+def test_encoders_loop_over_products_of_integers(draft_translator: DraftTranslator, cell: Cell, layers: int) -> None:
+    chosen = Combination(cell, "general", "operator", feeding=False, layers=layers, tokenizer="word")
+    model, manifest, contents = draft_translator(chosen, EMBEDDING, 40)
+    content, (source, lengths) = rounded(contents, "encoder", _as(manifest, "int8")), _sources(manifest)
+    encoder = open_graph(content)
+    found = encoder({"source": source, "source_lengths": lengths})
+    differences = Differences()
+    differences.add(_unpadded(found, lengths), _unpadded(encoded(model, source, lengths, found), lengths))
+    differences.check(rare=5e-3)
+    # Each sentence is what it is alone, bit by bit.
+    for row, length in enumerate(lengths):
+        alone = encoder({"source": source[row : row + 1, :length], "source_lengths": lengths[row : row + 1]})
+        for name, value in alone.items():
+            mine = found[name][row, :length] if name in ("memory", "keys") else found[name][row]
+            assert value[0].tobytes() == mine.tobytes(), name
+
+    graph = onnx.load_model_from_string(content).graph
+    assert not {"LSTM", "GRU"} & {node.op_type for node in graph.node}
+    bodies = [node.attribute[0].g for node in graph.node if node.op_type == "Scan"]
+    assert len(bodies) == 2 * layers
+    names = [name for part in (graph, *bodies) for node in part.node for name in node.output]
+    assert len(names) == len(set(names))
+    for body in bodies:
+        assert sum(node.op_type == "MatMulInteger" for node in body.node) == 1
+        made = {item.name for item in (*body.input, *body.initializer)} | {n for node in body.node for n in node.output}
+        assert {name for node in body.node for name in node.input} <= made  # nothing of the graph around it
+
+
+def test_other_sequences_keep_their_operator(draft_translator: DraftTranslator) -> None:
+    """Where an input has no bound, or directions are not split as the exporter does it."""
+    _, manifest, contents = draft_translator(PLAIN, EMBEDDING)
+    original, changed = onnx.load_model_from_string(contents["encoder.onnx"]), _as(manifest, "int8")
+
+    def used(change: Callable[[onnx.GraphProto], None]) -> Counter[str]:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(original)
+        change(copy.graph)
+        content = rounded(contents | {"encoder.onnx": copy.SerializeToString()}, "encoder", changed)
+        return Counter(node.op_type for node in onnx.load_model_from_string(content).graph.node)
+
+    def read_twice(graph: onnx.GraphProto) -> None:
+        lstm = next(node for node in graph.node if node.op_type == "LSTM")
+        graph.node.append(onnx.helper.make_node("Shape", [lstm.output[0]], ["steps"]))
+        graph.output.append(onnx.helper.make_tensor_value_info("steps", onnx.TensorProto.INT64, [4]))
+
+    def unbounded(graph: onnx.GraphProto) -> None:
+        lstm = next(node for node in graph.node if node.op_type == "LSTM")
+        graph.node.insert(list(graph.node).index(lstm), onnx.helper.make_node("Softplus", [lstm.input[0]], ["soft"]))
+        lstm.input[0] = "soft"
+
+    assert used(lambda graph: None)["Scan"] == 4
+    for change in (read_twice, unbounded):
+        found = used(change)
+        assert (found["LSTM"], found["Scan"]) == (1, 2)
 
 
 @pytest.mark.parametrize("combination", [PLAIN, FED, DOT], ids=["plain", "fed", "dot"])

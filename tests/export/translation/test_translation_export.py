@@ -20,7 +20,7 @@ from rnn_edge.bundle import read_bundle
 from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.errors import ParityError
 from rnn_edge.manifest import AttentionKind, EncoderArchitecture, Lowering, MemoryTensor
-from rnn_edge.stepper import graph_metadata
+from rnn_edge.sessions import graph_metadata
 from rnn_edge.text_files import Pair
 from rnn_edge.verification import Finding, verify
 from rnn_edge_export.onnx_export import export_bundle
