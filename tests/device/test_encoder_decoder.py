@@ -62,6 +62,21 @@ def test_a_padded_batch_gives_what_each_source_gives_alone(graphs: EncoderDecode
         assert together.take([row]).state.largest_difference(alone.state) < TOLERANCE
 
 
+@pytest.mark.parametrize("batch", [7, 40])
+def test_eight_bits_give_each_source_the_same_bits_in_any_batch(batch: int) -> None:
+    """Forty have kernels of their own."""
+    graphs = EncoderDecoderGraphs(open_bundle("en-fr"), device="cpu")
+    random = np.random.default_rng(batch)
+    sources = [[*random.integers(2, 6000, length).tolist(), 1] for length in random.integers(1, 25, batch)]
+    together = graphs.encode(sources)
+    for row in random.integers(0, batch, 7):
+        alone, length = graphs.encode([sources[row]]), len(sources[row])
+        for name in ("memory", "keys"):
+            assert alone.memory[name][0].tobytes() == together.memory[name][row, :length].tobytes()
+        for name, value in alone.state.tensors.items():
+            assert value[0].tobytes() == together.state.tensors[name][row].tobytes()
+
+
 def test_taken_rows_repeat_in_any_order_and_are_cut_to_the_longest(graphs: EncoderDecoderGraphs) -> None:
     encoded = graphs.encode(SOURCES)
     taken = encoded.take([3, 0, 3])

@@ -240,3 +240,11 @@ def test_many_streams_take_other_kernels_and_give_the_same_bits(name: str) -> No
         for step, row in enumerate(given):
             assert alone.step(int(row[stream]))[0].tobytes() == logits[step, stream].tobytes()
         assert alone.state().largest_difference(together.state().take([stream])) == 0
+
+
+def test_many_streams_go_on_when_the_bundle_is_replaced(tmp_path: Path) -> None:
+    path = copy_bundle(open_bundle("shakespeare").path, tmp_path / "b")
+    graph = StepGraph(open_bundle(path), device="cpu")
+    (path / "step.onnx").write_bytes(b"another model")
+    assert graph.session_of(16) is graph.session
+    assert np.isfinite(graph.stepper(16).step(np.arange(16))).all()

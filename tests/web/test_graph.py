@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rnn_edge.bundle import Bundle, open_bundle
 from rnn_edge.errors import BundleError
+from rnn_edge.onnx_file import summarise
 from rnn_edge.onnx_model import Model, read_model
 from rnn_edge.stepper import StepGraph
 from rnn_edge.web.blocks import with_wide_blocks
@@ -65,7 +66,7 @@ def test_a_translators_graphs_give_the_same_bits(role: str) -> None:
     content = bundle.graph(role)
     model = read_model(content, role)
     changed = exact(model)
-    assert "MatMulInteger" not in {node.operator for node in read_model(changed, role).nodes}
+    assert "MatMulInteger" not in summarise(changed, role).operators  # loops included
     random = np.random.default_rng(1)
     feeds: dict[str, NDArray[np.generic]] = {
         "source": random.integers(0, 6000, (2, 7)),
