@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _EXACT = 2**24
 _LARGEST = 128  # of a uint8 less its zero point of 128
-_MOVES = {"Concat": None, "ReverseSequence": 1}  # how many of their inputs they move, all of them for None
+_MOVES = {"Concat": None, "Reshape": 1, "Gather": 1}  # how many of their inputs they move, all of them for None
 _OURS = "page."  # before names of values that are made here; a dot keeps them apart from the exporter's
 
 

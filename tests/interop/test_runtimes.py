@@ -16,6 +16,7 @@ from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.stepper import StepGraph
 from tests.device.tiny import DATA
 
+MODELS = Path(__file__).parents[2] / "models"
 Arrays = dict[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 Load = Callable[[Bundle, str], Run]
@@ -122,10 +123,39 @@ def test_a_decoder_translates_what_the_encoder_left(name: str, load: Load) -> No
 
 @RUNTIMES
 def test_eight_bits_write_the_golden_text_too(load: Load) -> None:
-    bundle = read_bundle(Path(__file__).parent.parent.parent / "models" / "shakespeare")
+    bundle = read_bundle(MODELS / "shakespeare")
     run, golden = load(bundle, "step"), bundle.manifest.golden[0]
     state: Arrays = {pair.input: np.zeros((1, pair.width), np.float32) for pair in bundle.manifest.state}
     for token, best, margin in zip(golden.tokens, golden.best, golden.margins, strict=True):
         outputs = run({"token": np.array([token]), **state})
         state = carried(bundle, outputs)
         assert margin < golden.tolerance or int(outputs["logits"].argmax()) == best
+
+
+def test_an_encoder_of_eight_bits_reads_sources_of_several_lengths() -> None:
+    """Its loops are standard operators alone; tract wants to know the number of sources."""
+    bundle = read_bundle(MODELS / "en-fr")
+    random, lengths = np.random.default_rng(2), np.array([9, 4, 1])
+    source = random.integers(2, 6000, (3, 9))
+    expected = EncoderDecoderGraphs(bundle, device="cpu").encode(
+        [row[:length].tolist() for row, length in zip(source, lengths, strict=True)]
+    )
+    file = bundle.path / bundle.manifest.graphs["encoder"]
+    names = [*(item.name for item in bundle.manifest.memory), *expected.state.tensors]
+    runtime: Any = pytest.importorskip("openvino")
+    compiled = runtime.compile_model(runtime.Core().read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    answer = compiled({"source": source, "source_lengths": lengths})
+    found = [{name: np.array(answer[name]) for name in names}]
+    runtime = pytest.importorskip("tract")
+    model = runtime.onnx().load(str(file))
+    model.set_input_fact(0, "3,S,i64")
+    model.set_input_fact(1, "3,i64")
+    outputs = model.into_model().into_runnable().run([source, lengths])
+    found.append(dict(zip(names, (item.to_numpy() for item in outputs), strict=True)))
+    for values in found:
+        for name, tensor in expected.state.tensors.items():
+            np.testing.assert_allclose(values[name], tensor, atol=1e-4)
+        for row, length in enumerate(lengths):
+            for name in ("memory", "keys"):
+                ours = expected.memory[name][row, :length]
+                np.testing.assert_allclose(values[name][row, :length], ours, atol=0.02)

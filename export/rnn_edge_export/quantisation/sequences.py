@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import numpy_helper
 
 from rnn_edge_export.quantisation.cells import CELLS, Layer, table_bias
 from rnn_edge_export.quantisation.graph import Array, GraphWriter
@@ -37,10 +38,10 @@ def add_sequence(writer: GraphWriter, products: StaticProducts, layer: BothDirec
     assert layer.x.bound is not None
     hidden = int(layer.r.shape[2])
     ahead = products.rounded(writer, [layer.x], layer.x.bound)
-    batch = writer.add("Shape", [layer.lengths])
-    zero = writer.add("ConstantOfShape", [writer.add("Concat", [batch, writer.constant(np.array([hidden]))], axis=0)])
-    last = _last_steps(writer, layer.lengths, batch)
-    for direction, x in enumerate((ahead, _turned(writer, ahead, layer.lengths))):
+    places = _Places(writer, layer.x.name, layer.lengths)
+    sizes = writer.add("Concat", [places.batch, writer.constant(np.array([hidden]))], axis=0)
+    zero = writer.add("ConstantOfShape", [sizes], value=numpy_helper.from_array(np.zeros(1, np.float32)))
+    for direction, x in enumerate((ahead, places.take(ahead, layer.x.width, places.turned))):
         columns = to_columns(layer.w[direction].T)
         values = writer.constant(columns.values, "weight_int8")
         product = products.integer_product(writer, x, layer.x.bound, values, columns.scales)
@@ -48,8 +49,36 @@ def add_sequence(writer: GraphWriter, products: StaticProducts, layer: BothDirec
         given = writer.add("Add", [product, writer.constant(bias, "bias")])
         steps = _scan(writer, layer, direction, given, zero)
         if direction:
-            _turned(writer, steps, layer.lengths, layer.outputs[1])
-        writer.add("GatherND", [steps, last], output=layer.finals[direction])
+            places.take(steps, hidden, places.turned, layer.outputs[1])
+        places.take(steps, hidden, places.last, layer.finals[direction])
+
+
+class _Places:
+    """Where steps are in [S · B, …], which any runtime can gather: not all know ReverseSequence.
+
+    ``turned`` int64 [S, B] has the steps of each sequence in reverse order, what stands behind its end where it was;
+    ``last`` int64 [B] each sequence's last step; ``batch`` int64 [1] is B.
+    """
+
+    def __init__(self, writer: GraphWriter, x: str, lengths: str) -> None:
+        """``x`` [S, B, …], ``lengths`` int64 [B]."""
+        self._writer = writer
+        zero, one, axis = (writer.constant(np.array(item, np.int64)) for item in (0, 1, [1]))
+        self.batch = writer.add("Shape", [lengths])
+        count = writer.add("Gather", [writer.add("Shape", [x]), zero])
+        steps = writer.add("Unsqueeze", [writer.add("Range", [zero, count, one]), axis])  # [S, 1]
+        rows = writer.add("Range", [zero, writer.add("Squeeze", [self.batch]), one])
+        last = writer.add("Sub", [lengths, one])
+        within = writer.add("Less", [steps, lengths])
+        turned = writer.add("Where", [within, writer.add("Sub", [last, steps]), steps])
+        self.turned, self.last = (
+            writer.add("Add", [writer.add("Mul", [step, self.batch]), rows]) for step in (turned, last)
+        )
+
+    def take(self, name: str, width: int, places: str, output: str = "") -> str:
+        """The steps at these places of a value [S, B, width]."""
+        flat = self._writer.add("Reshape", [name, self._writer.constant(np.array([-1, width]))])
+        return self._writer.add("Gather", [flat, places], output=output, axis=0)
 
 
 def _scan(writer: GraphWriter, layer: BothDirections, direction: int, given: str, zero: str) -> str:
@@ -66,16 +95,3 @@ def _scan(writer: GraphWriter, layer: BothDirections, direction: int, given: str
     inputs, outputs = [*[zero] * len(old), given], [""] * (len(old) + 1)
     outputs[-1] = "" if direction else layer.outputs[0]
     return writer.add_many("Scan", inputs, outputs, body=graph, num_scan_inputs=1)[-1]
-
-
-def _turned(writer: GraphWriter, name: str, lengths: str, output: str = "") -> str:
-    """[S, B, …] with the steps of each sequence in reverse order."""
-    return writer.add("ReverseSequence", [name, lengths], output=output, time_axis=0, batch_axis=1)
-
-
-def _last_steps(writer: GraphWriter, lengths: str, batch: str) -> str:
-    """Where each sequence's last step is in [S, B, …], int64 [B, 2]."""
-    zero, one, axis = (writer.constant(np.array(item, np.int64)) for item in (0, 1, [1]))
-    last = writer.add("Sub", [lengths, one])
-    rows = writer.add("Range", [zero, writer.add("Squeeze", [batch]), one])
-    return writer.add("Concat", [writer.add("Unsqueeze", [item, axis]) for item in (last, rows)], axis=1)
