@@ -27,15 +27,15 @@ def stream_bytes(manifest: Manifest, source: int = 0, burst: int = 0) -> int:
     return 4 * floats + max(5 * 4 + 4 * 8, 3 * 4 * burst) * size + _KEPT
 
 
-def check_batch(manifest: Manifest, batch: int, source: int = 0, burst: int = 0) -> None:
-    """Refuse a number of streams at the same time that memory does not hold.
+def check_batch(manifest: Manifest, batch: int, source: int = 0, burst: int = 0, beam: int = 1) -> None:
+    """Refuse a number of streams, or of sentences with ``beam`` streams each, that memory does not hold at once.
 
     Raises:
         InvalidValueError: fewer than one, or too many; with the bytes needed and those free.
     """
     if batch < 1:
         raise InvalidValueError(f"batch-size is {batch}", "use at least 1")
-    available, stream = available_memory(), stream_bytes(manifest, source, burst)
+    available, stream = available_memory(), beam * stream_bytes(manifest, source, burst)
     if available is not None and batch * stream > available:
         raise InvalidValueError(
             f"a batch of {batch:,} with {manifest.name} needs {batch * stream / 1e6:,.0f} MB, "

@@ -12,6 +12,7 @@ from rnn_edge.beam_search import beam_search
 from rnn_edge.bundle import Bundle, open_bundle, require_task
 from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.manifest import Manifest
+from rnn_edge.memory import check_batch
 from rnn_edge.placement import Threads, place
 from rnn_edge.providers import Device
 from rnn_edge.sampling import Sampler
@@ -206,7 +207,13 @@ class Translator:
         return words[int(attention[: len(words)].argmax())] if options.replace_unknown and words else b" <unk>"
 
     def slots(self, sources: Sequence[Sequence[int]], options: TranslationOptions) -> Slots:
-        """Places for so many sources at once as the options say, with the first of them encoded."""
+        """Places for so many sources at once as the options say, with the first of them encoded.
+
+        Raises:
+            InvalidValueError: memory does not hold so many.
+        """
+        longest = max(len(source) for source in sources)
+        check_batch(self.graphs.manifest, min(options.batch_size, len(sources)), longest, beam=options.beam)
         return Slots(self.graphs, sources, options.batch_size, options.beam)
 
     def search(self, slots: Slots, options: TranslationOptions) -> list[list[Hypothesis]]:

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rnn_edge
+from rnn_edge import memory
 from rnn_edge.bundle import open_bundle
 from rnn_edge.errors import BundleError, InvalidValueError, UnknownTokenError
 from rnn_edge.language_model import LanguageModel
@@ -540,3 +541,18 @@ def test_a_tokenizer_of_another_size(tmp_path: Path) -> None:
 
     with pytest.raises(BundleError, match="the tokenizer has 30 tokens, the manifest says 31"):
         Translator.load(copy_bundle(WORDS, tmp_path / "b", lie))
+
+
+def test_a_batch_that_memory_does_not_hold(model: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in sentences, each with a row for each of its beams; a file of fewer needs no more than it has."""
+    source = len(model.sources([KNOWN])[0])
+    one = memory.stream_bytes(model.graphs.manifest, source)
+    monkeypatch.setattr(memory, "available_memory", lambda: 12 * one + 1)
+    model.translate([KNOWN] * 100, TranslationOptions(batch_size=12))
+    model.translate([KNOWN] * 12, TranslationOptions(batch_size=4096))
+    model.translate([KNOWN] * 100, TranslationOptions(batch_size=4, beam=3))
+    with pytest.raises(InvalidValueError, match=r"a batch of 13 with .* needs \d+ MB, and \d+ MB are free"):
+        model.translate([KNOWN] * 13, TranslationOptions(batch_size=32))
+    with pytest.raises(InvalidValueError, match="a batch of 32") as caught:
+        model.translate([KNOWN] * 100, TranslationOptions(beam=3))
+    assert caught.value.hint == "use at most 4"
