@@ -39,6 +39,15 @@ class Encoded:
         }
         return Encoded(memory, State({name: array[rows] for name, array in self.state.tensors.items()}))
 
+    def part(self, first: int, last: int) -> Encoded:
+        """Rows beside one another, from the first to before the last, as views."""
+        length = int(self.lengths[first:last].max())
+        memory = {
+            name: array[first:last] if array.ndim == 1 else array[first:last, :length]
+            for name, array in self.memory.items()
+        }
+        return Encoded(memory, State({name: array[first:last] for name, array in self.state.tensors.items()}))
+
 
 class EncoderDecoderGraphs:
     """The sessions of both graphs, checked against the manifest."""

@@ -227,7 +227,8 @@ class Translator:
 
     def follow(self, slots: Slots, options: TranslationOptions, first: int = 0) -> Iterator[Step]:
         """One hypothesis for each source, step by step; what is drawn is keyed by numbers that count from ``first``."""
-        limits, prefixes = self.limits(slots.sources, options), [self.prefix(options)] * len(slots.sources)
+        limits, prefix = self.limits(slots.sources, options), self.prefix(options)
+        prefixes = [prefix] * len(slots.sources) if prefix else None
         return follow(slots, limits, self.chooser(options, first), prefixes)
 
     def _token_count(self, text: str) -> int:
