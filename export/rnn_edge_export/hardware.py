@@ -1,6 +1,7 @@
 """Where training runs, and in which arithmetic."""
 
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -53,6 +54,15 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN keep the kernels of fewer shapes than its 1,024, each of which holds memory of its own.
+
+    A translator's batches have hundreds of shapes. Kept for all of them, a training that needs 1.4 GB took 7.5 GB; with
+    256, 2.5 GB in its first epoch and 3 % of the speed. oneDNN reads this when it computes for the first time.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def release_freed_memory() -> None:

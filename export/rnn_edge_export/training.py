@@ -18,6 +18,7 @@ from rnn_edge_export.distributed import World
 from rnn_edge_export.hardware import (
     autocast,
     gradient_scale,
+    keep_few_kernels,
     keep_freed_memory,
     release_freed_memory,
     resolve_device,
@@ -69,6 +70,7 @@ class Trainer(Generic[BatchT, ModelT]):
         self._scale = gradient_scale(self.device, self.precision)
         if self.device.type == "cpu":
             keep_freed_memory()
+            keep_few_kernels()
         self.state = TrainingState(task, self.device, world, None if resume else initial)
         self.parameters = parameter_count(self.state.model)
         self.steps_per_epoch = -(-task.steps_per_epoch // training.accumulation)
