@@ -56,14 +56,24 @@ class Node:
         return found
 
     def graphs(self) -> dict[str, Model]:
-        """Attributes that are a graph: what a loop repeats."""
+        """Attributes that are a graph: what a loop repeats.
+
+        Raises:
+            BundleError: one that is no ONNX graph.
+        """
         found = {}
         for attribute in self.attributes:
             values = dict(fields(memoryview(attribute)))
             name, graph = values.get(_ATTRIBUTE_NAME), values.get(_ATTRIBUTE_GRAPH)
             if isinstance(name, memoryview) and isinstance(graph, memoryview):
-                model = found[str(name, "utf-8")] = Model([], {}, {}, {}, {})
-                _read_graph(graph, model)
+                model = found[_text(name)] = Model([], {}, {}, {}, {})
+                try:
+                    _read_graph(graph, model)
+                except ValueError as error:
+                    mend = "copy or export the bundle again"
+                    raise BundleError(
+                        f"the {_text(name)} of {self.operator} is not an ONNX graph: {error}", mend
+                    ) from error
         return found
 
     def with_graph(self, name: str, model: Model) -> Node:

@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from rnn_edge.errors import BundleError
 from rnn_edge.fusion import fuse
 from rnn_edge.manifest import Cell
 from rnn_edge.onnx_file import summarise
-from rnn_edge.onnx_model import read_model
+from rnn_edge.onnx_model import Model, Node, read_model, subgraph
 from rnn_edge.providers import open_session
 from rnn_edge.tokenizer import character_tokenizer
 from rnn_edge_export.language_model.export import LanguageModelSource
@@ -150,3 +151,10 @@ def test_loops_that_read_the_graph_around_them_keep_all(reads: str) -> None:
     values = {"all": np.random.default_rng(0).integers(0, 256, (4, 3, 2)).astype(np.uint8)}
     one, other = (open_session(item, "g", device="cpu", integers=True).run(None, values) for item in (content, fused))
     assert one[0].tobytes() == other[0].tobytes()
+
+
+def test_a_graph_within_that_is_none() -> None:
+    damaged = Node("Scan", ("x",), ("y",), (subgraph("body", b"\x0a\x7fno graph"),))
+    model = Model([damaged], {}, {}, {}, {"": 18})
+    with pytest.raises(BundleError, match="the body of Scan is not an ONNX graph"):
+        fuse(model.encode(), "g")
