@@ -171,7 +171,10 @@ def _import_runtime() -> Any:  # a module without types
 
 def run_failure(where: str, error: Exception) -> BundleError:
     """What to raise where a graph fails while it runs."""
-    return BundleError(f"{where}: the graph fails: {first_line(error)}", "export the bundle again")
+    message = first_line(error)
+    if "Failed to allocate memory" in message:
+        return BundleError(f"{where}: memory does not hold what it computes", "use a smaller batch, or free memory")
+    return BundleError(f"{where}: the graph fails: {message}", "export the bundle again")
 
 
 def first_line(error: Exception) -> str:

@@ -27,3 +27,12 @@ def test_saturating_kernels_are_known_by_the_processor(
     monkeypatch.setattr(providers, "_PROCESSOR", file)
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert providers._adds_products_exactly() == exact
+
+
+def test_a_graph_that_memory_does_not_hold() -> None:
+    """As the runtime says it, whose exception is of no type of its own."""
+    text = "[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 89600000"
+    found = providers.run_failure("encoder.onnx", RuntimeError(text))
+    assert found.message == "encoder.onnx: memory does not hold what it computes"
+    assert found.hint == "use a smaller batch, or free memory"
+    assert providers.run_failure("step.onnx", RuntimeError("other")).hint == "export the bundle again"
