@@ -30,23 +30,11 @@ class Encoded:
         """Source tokens of each row, the end token included."""
         return self.memory[LENGTHS]
 
-    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Encoded:
-        """These rows, in this order; one may stand there many times."""
+    def take(self, rows: Sequence[int] | NDArray[np.int64] | slice) -> Encoded:
+        """These rows, in this order; one may stand there many times. Those of a slice are views."""
         length = int(self.lengths[rows].max())
-        memory = {
-            name: array[rows] if array.ndim == 1 else np.ascontiguousarray(array[rows, :length])
-            for name, array in self.memory.items()
-        }
+        memory = {name: array[rows] if array.ndim == 1 else array[rows, :length] for name, array in self.memory.items()}
         return Encoded(memory, State({name: array[rows] for name, array in self.state.tensors.items()}))
-
-    def part(self, first: int, last: int) -> Encoded:
-        """Rows beside one another, from the first to before the last, as views."""
-        length = int(self.lengths[first:last].max())
-        memory = {
-            name: array[first:last] if array.ndim == 1 else array[first:last, :length]
-            for name, array in self.memory.items()
-        }
-        return Encoded(memory, State({name: array[first:last] for name, array in self.state.tensors.items()}))
 
 
 class EncoderDecoderGraphs:
@@ -87,6 +75,7 @@ class EncoderDecoderGraphs:
 
     def stepper(self, encoded: Encoded) -> Stepper:
         """A decoder at its first state, with a stream for each row of ``encoded``."""
-        stepper = self.decoder.stepper(len(encoded.lengths), encoded.memory)
+        memory = {name: np.ascontiguousarray(array) for name, array in encoded.memory.items()}
+        stepper = self.decoder.stepper(len(encoded.lengths), memory)
         stepper.load(encoded.state)
         return stepper

@@ -18,7 +18,7 @@ import numpy as np
 
 from rnn_edge.onnx_model import FLOAT, Model, Node, read_model, tensor
 
-_DOMAIN, _FUSED, _ONE = "com.microsoft", "MatMulIntegerToFloat", "rnn_edge.one"
+_DOMAIN, _FUSED = "com.microsoft", "MatMulIntegerToFloat"
 
 
 def fuse(content: bytes, where: str) -> bytes:
@@ -28,41 +28,39 @@ def fuse(content: bytes, where: str) -> bytes:
         BundleError: not an ONNX model. ``where`` names it.
     """
     model = read_model(content, where)
-    if not _fuse(model, _ONE):
+    if not _fuse(model):
         return content
     model.opsets[_DOMAIN] = 1
     return model.encode()
 
 
-def _fuse(model: Model, one: str) -> bool:
-    """A graph, and those within that read nothing of it; ``one`` names a constant of each that others do not have."""
-    inner = False
-    for index, node in enumerate(model.nodes):
-        for name, graph in node.graphs().items():
-            if graph.free():
-                return False
-            if _fuse(graph, f"{one}.{index}"):
-                model.nodes[index] = node.with_graph(name, graph)
-                inner = True
-    if _fuse_products(model, one):
-        model.initializers[one] = tensor(one, np.ones((), np.float32))
+def _fuse(model: Model) -> bool:
+    """Change a graph and those of its loops; whether there was anything to change."""
+    within: list[bool] = []
+    if not model.change_within(lambda graph: within.append(_fuse(graph))):
+        return False
+    fused = _fuse_products(model)
+    if fused:
         _Columns(model).run()
-        return True
-    return inner
+    return fused or any(within)
 
 
-def _fuse_products(model: Model, one: str) -> bool:
+def _fuse_products(model: Model) -> bool:
     users = _users(model)
     fused: dict[str, Node] = {}  # by the last output of a chain
     dropped: set[str] = set()  # the other outputs
+    one = ""
     for product in model.nodes:
         if product.operator == "MatMulInteger" and (chain := _chain(model, users, product)):
             outputs = [node.outputs[0] for node in (product, *chain)]
             scales, bias = (*(_columns(model, node) for node in chain[1:]), "")[:2]
             left, right, zero_point = product.inputs
+            one = one or f"rnn_edge.one.{outputs[0]}"  # a name that no graph around this one has
             inputs = (left, right, one, scales, zero_point, "", bias)
             fused[outputs[-1]] = Node(_FUSED, inputs, (outputs[-1],), domain=_DOMAIN)
             dropped |= set(outputs[:-1])
+    if fused:
+        model.initializers[one] = tensor(one, np.ones((), np.float32))
     model.nodes = [fused.get(node.outputs[0], node) for node in model.nodes if node.outputs[0] not in dropped]
     return bool(fused)
 

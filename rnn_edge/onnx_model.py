@@ -5,7 +5,7 @@ Whatever is not looked into keeps its bytes, so weights and attributes pass thro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -114,6 +114,20 @@ class Model:
             read |= {*node.inputs}.union(*(graph.free() for graph in node.graphs().values()))
         made = {name for node in self.nodes for name in node.outputs}
         return read - made - {*self.inputs, *self.initializers, ""}
+
+    def change_within(self, change: Callable[[Model], None]) -> bool:
+        """Change the graphs of loops; False, and nothing is changed, where one reads values of the graph around it.
+
+        Raises:
+            BundleError: one is no ONNX graph.
+        """
+        within = [(index, *item) for index, node in enumerate(self.nodes) for item in node.graphs().items()]
+        if any(graph.free() for _, _, graph in within):
+            return False
+        for index, name, graph in within:
+            change(graph)
+            self.nodes[index] = self.nodes[index].with_graph(name, graph)
+        return True
 
     def graph(self) -> bytes:
         """As GraphProto."""

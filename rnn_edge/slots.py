@@ -46,7 +46,7 @@ class Slots:
         while filled < len(ended) and self._more():
             some = ended[filled : filled + len(self._ahead) - self._used]
             new = range(self._used, self._used + len(some))
-            taken = self._encoded.part(new.start, new.stop)
+            taken = self._encoded.take(slice(new.start, new.stop))
             self.stepper.replace(self.rows(some), taken.state, taken.memory)
             for slot, row in zip(some, new, strict=True):
                 self.sentences[slot] = self._ahead[row]

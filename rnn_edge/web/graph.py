@@ -48,16 +48,16 @@ def with_exact_products(model: Model) -> int:
     Those of the graphs within do, too; where one of these reads values of the graph around it, all stays as it is.
     Returns the number of products that stay as they are.
     """
-    kept, nodes = 0, []
-    for node in model.nodes:
-        for name, graph in node.graphs().items():
-            if graph.free():
-                return sum(item.operator == "MatMulInteger" for item in model.nodes)
-            kept += with_exact_products(graph)
-            nodes += _hoisted(graph, model)
-            node = node.with_graph(name, graph)
-        nodes.append(node)
-    model.nodes = nodes
+    kept: list[int] = []
+    hoisted: list[Node] = []
+
+    def change(graph: Model) -> None:
+        kept.append(with_exact_products(graph))
+        hoisted.extend(_hoisted(graph, model))
+
+    if not model.change_within(change):
+        return sum(item.operator == "MatMulInteger" for item in model.nodes)
+    model.nodes = [*hoisted, *model.nodes]
     producers = {name: node for node in model.nodes for name in node.outputs}
     users: dict[str, list[Node]] = {}
     for node in model.nodes:
@@ -95,7 +95,7 @@ def with_exact_products(model: Model) -> int:
     model.nodes = result
     used = {name for node in result for name in node.inputs} | set(model.outputs)
     model.initializers = {name: item for name, item in model.initializers.items() if name in used}
-    return kept + sum(not movable[id(node)] for node in products)
+    return sum(kept) + sum(not movable[id(node)] for node in products)
 
 
 def looped(model: Model, state: Sequence[StatePair], vocabulary: int) -> bytes:
@@ -209,7 +209,7 @@ def _quantised(name: str, producers: dict[str, Node]) -> list[str]:
 def _hoisted(graph: Model, outer: Model) -> list[Node]:
     """What a loop would widen in every step, taken out of it."""
     constant, graph.nodes = constant_nodes(graph)
-    for name in {name for node in constant for name in node.inputs if name}:
+    for name in {name for node in constant for name in node.inputs}.intersection(graph.initializers):
         outer.initializers[name] = graph.initializers.pop(name)
     return constant
 
