@@ -23,7 +23,8 @@ class TranslationOptions:
     draws one). ``n_best`` keeps so many candidates of each sentence. ``length_penalty`` and ``coverage_penalty`` are α
     and β of Wu et al. (2016). A target has at most ``maximum_ratio`` times the source's tokens, and ten; it starts
     with ``prefix``. ``replace_unknown`` puts the source word that an unknown target word looks at in its place.
-    ``unwrap`` joins the lines of a paragraph before it is split into sentences.
+    ``unwrap`` joins the lines of a paragraph before it is split into sentences. ``log_probabilities`` are wanted of
+    translations without a beam too, and with them scores; one with a beam is searched by them.
     """
 
     beam: int = 1
@@ -37,6 +38,7 @@ class TranslationOptions:
     seed: int | None = None
     unwrap: bool = False
     batch_size: int = 32
+    log_probabilities: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges and combinations.
@@ -78,9 +80,10 @@ class TranslationOptions:
 class Candidate:
     """One translation of one sentence.
 
-    ``score`` is the log probability after length and coverage penalty; a candidate that is not ``finished`` was cut
-    off at the maximum length. ``pieces`` are the bytes of its tokens, a space before what begins a word, none for the
-    end token; ``attention`` has a row for each, over the source's pieces.
+    ``score`` is the log probability after length and coverage penalty, both NaN where neither they nor a beam were
+    asked for; a candidate that is not ``finished`` was cut off at the maximum length. ``pieces`` are the bytes of its
+    tokens, a space before what begins a word, none for the end token; ``attention`` has a row for each, over the
+    source's pieces.
     """
 
     text: str
@@ -125,8 +128,8 @@ class TranslationEvent:
 
     ``text`` is what became certain; joined over all events it is the whole translation. The first event of a sentence
     has ``source``, the bytes of its tokens. Each token comes with its bytes, its natural ``log_probability`` by the
-    model, and its ``attention`` over the source's tokens. The last event of a sentence has the ``result``. Only the
-    last event of all has ``finish_reason`` and ``timings``.
+    model if it was asked for, and its ``attention`` over the source's tokens. The last event of a sentence has the
+    ``result``. Only the last event of all has ``finish_reason`` and ``timings``.
     """
 
     text: str

@@ -81,7 +81,8 @@ class TranslationStream(Iterator[TranslationEvent]):
                 start = start and not new
                 self._note_token(1)
                 new = line.push(new)
-                yield TranslationEvent(new, number, None, token, piece, step.log_probabilities[0], attention)
+                opinion = step.log_probabilities[0] if step.log_probabilities else None
+                yield TranslationEvent(new, number, None, token, piece, opinion, attention)
                 if self._cancelled:
                     return None
             hypotheses = collect(steps, [source], translator.end, options.scoring)

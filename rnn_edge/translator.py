@@ -39,6 +39,10 @@ class Translator:
         assert bundle.manifest.source is not None
         assert ids.end is not None
         self._source, self.end, self._unknown = bundle.manifest.source, ids.end, ids.unknown
+        self._pieces = list(tokenizer.token_bytes)
+        self._pieces[ids.end] = b""  # which is a word like others in vocabularies from elsewhere
+        if ids.unknown is not None:
+            self._pieces[ids.unknown] = b" <unk>"
 
     @classmethod
     def load(
@@ -125,7 +129,7 @@ class Translator:
         if pairs:
             lengths = [len(target) for target in targets]
             for step in follow(Slots(self.graphs, sources, batch_size), lengths, prefixes=targets):
-                for sentence, value in zip(step.sentences, step.log_probabilities, strict=True):
+                for sentence, value in zip(step.sentences, step.log_probabilities or (), strict=True):
                     totals[sentence] += value
         return [(total, len(target)) for total, target in zip(totals, targets, strict=True)]
 
@@ -183,10 +187,10 @@ class Translator:
         pieces = self.source_pieces(text, source)
         candidates: dict[str, Candidate] = {}
         for item in found:
-            texts = [
-                self.piece(token, weights, pieces, options)
-                for token, weights in zip(item.tokens, item.attention, strict=False)
-            ]
+            texts = [self._pieces[token] for token in item.tokens]
+            if options.replace_unknown:
+                attention = item.attention[: len(texts)]
+                texts = [self.piece(*row, pieces, options) for row in zip(item.tokens, attention, strict=True)]
             joined = one_line(b"".join(texts).decode("utf-8", errors="replace").lstrip(" "))
             end = (b"",) if item.finished else ()
             candidates.setdefault(
@@ -199,12 +203,10 @@ class Translator:
         """The bytes of a target token, none of the end; of an unknown one, if asked for, those of the source word it
         looks at.
         """
-        if token == self.end:  # which is a word like others in vocabularies from elsewhere
-            return b""
-        if token != self._unknown:
-            return self.tokenizer.token_bytes[token]
         words = source[:-1]
-        return words[int(attention[: len(words)].argmax())] if options.replace_unknown and words else b" <unk>"
+        if token == self._unknown and options.replace_unknown and words:
+            return words[int(attention[: len(words)].argmax())]
+        return self._pieces[token]
 
     def slots(self, sources: Sequence[Sequence[int]], options: TranslationOptions) -> Slots:
         """Places for so many sources at once as the options say, with the first of them encoded.
@@ -229,7 +231,8 @@ class Translator:
         """One hypothesis for each source, step by step; what is drawn is keyed by numbers that count from ``first``."""
         limits, prefix = self.limits(slots.sources, options), self.prefix(options)
         prefixes = [prefix] * len(slots.sources) if prefix else None
-        return follow(slots, limits, self.chooser(options, first), prefixes)
+        chooser = self.chooser(options, first)
+        return follow(slots, limits, chooser, prefixes, log_probabilities=options.log_probabilities)
 
     def _token_count(self, text: str) -> int:
         return len(self.source_tokenizer.encode(text))

@@ -112,6 +112,7 @@ def translate(
         "unwrap": unwrap,
         "batch_size": batch_size,
         "n_best": n_best,
+        "log_probabilities": json_lines,
     }
     started = perf_counter()
     translator = Translator.load(bundle, device=device, threads=threads)  # type: ignore[arg-type]  # checked there

@@ -310,6 +310,29 @@ def test_steps_name_their_sentences() -> None:
     assert [step.tokens for step in steps] == [[A, A], [A, B], [B, END]]
 
 
+def test_log_probabilities_are_made_only_where_they_are_asked_for() -> None:
+    decoder = Decoder(9)
+    slots, silent = (decoder.slots([5, 4, 3], 2) for _ in range(2))
+    asked = collect(follow(slots, [4, 2, 3]), slots.sources, END, Scoring(1, 0.2))
+    found = collect(follow(silent, [4, 2, 3], log_probabilities=False), silent.sources, END, Scoring(1, 0.2))
+    for one, other in zip(asked, found, strict=True):
+        assert (other.tokens, other.finished) == (one.tokens, one.finished)
+        np.testing.assert_array_equal(other.attention, one.attention)
+        assert math.isnan(other.log_probability)
+        assert math.isnan(other.score)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("asked", [True, False])
+def test_logits_that_are_not_finite(value: float, *, asked: bool) -> None:
+    decoder = Decoder(9)
+    decoder.logits[:, slice(None) if value < 0 else 4] = value
+    with pytest.raises(BundleError, match="the model gives logits that are not finite"):
+        list(follow(decoder.slots([5, 4]), [4, 2], log_probabilities=asked))
+    with pytest.raises(BundleError, match="the model gives logits that are not finite"):
+        searched(decoder, [4], [6], beam=3)
+
+
 def test_prefixes_force_the_start_and_keep_the_model_s_opinion() -> None:
     found = followed(CHAIN, [2, 2, 2], [9, 9, 9], [(), (B,), (A, A)])
     assert [item.tokens for item in found] == [(A, B), (B,), (A, A, B)]

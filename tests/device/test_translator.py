@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,13 @@ TEXTS = [
 ]
 DRAWN = SamplingOptions(temperature=1.3)
 OPTIONS = {
-    "greedy": TranslationOptions(),
+    "greedy": TranslationOptions(log_probabilities=True),
     "beam": TranslationOptions(beam=3),
-    "drawn": TranslationOptions(sampling=DRAWN, seed=5),
+    "drawn": TranslationOptions(sampling=DRAWN, seed=5, log_probabilities=True),
     "cut off": TranslationOptions(maximum_ratio=0),
     "unwrapped": TranslationOptions(unwrap=True),
     "replaced": TranslationOptions(replace_unknown=True, coverage_penalty=0.2),
-    "prefixed": TranslationOptions(prefix="Le\n\r\ngardien\r"),
+    "prefixed": TranslationOptions(prefix="Le\n\r\ngardien\r", log_probabilities=True),
 }
 # Sentences, half sentences, and what stands between them; some are far longer than any that was trained on.
 TEXT = st.lists(
@@ -110,7 +111,8 @@ def test_what_has_no_letter_stays_as_it_is(translator: Translator, text: str) ->
 
 
 def test_events(model: Translator) -> None:
-    events = list(model.stream("The keeper sees a boat.  Marta paints the lighthouse."))
+    text = "The keeper sees a boat.  Marta paints the lighthouse."
+    events = list(model.stream(text, model.options(log_probabilities=True)))
     first, second = ([event for event in events if event.sentence == number] for number in range(2))
     assert [first[0].text, second[0].text] == ["", "  "]  # what stands before the sentence
     for number, (begin, *tokens, end) in enumerate((first, second)):
@@ -223,6 +225,19 @@ def test_the_batch_size_changes_nothing(model: Translator, name: str) -> None:
             np.testing.assert_allclose(one.candidates[0].attention, other.candidates[0].attention, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["greedy", "drawn", "prefixed"])
+def test_without_log_probabilities_all_else_is_the_same(model: Translator, name: str) -> None:
+    with_them = OPTIONS[name]
+    without = replace(with_them, log_probabilities=False)
+    for one, other in zip(*(model.translate_sentences(TEXTS, item) for item in (with_them, without)), strict=True):
+        (found,), (expected,) = other.candidates, one.candidates
+        assert (found.text, found.pieces, found.finished) == (expected.text, expected.pieces, expected.finished)
+        np.testing.assert_array_equal(found.attention, expected.attention)
+        assert np.isnan([found.score, found.log_probability]).all()
+        assert np.isfinite([expected.score, expected.log_probability]).all()
+    assert {event.log_probability for event in model.stream(TEXTS[0], without)} == {None}
+
+
 def test_scores_are_the_same_in_batches_of_any_size(model: Translator) -> None:
     pairs = [(text, target) for text in TEXTS for target in ("Le gardien.", "Marta voit une maison près de la mer.")]
     first, *others = [np.array(model.score(pairs, size)) for size in (1, 5, 32)]
@@ -303,7 +318,7 @@ def test_a_beam_is_no_worse_than_greedy(model: Translator) -> None:
         options = TranslationOptions(beam=5, length_penalty=0)
         for one, other in zip(
             model.translate(text, options).sentences,
-            model.translate(text, TranslationOptions(length_penalty=0)).sentences,
+            model.translate(text, TranslationOptions(length_penalty=0, log_probabilities=True)).sentences,
             strict=True,
         ):
             assert one.candidates[0].score >= other.candidates[0].score - 1e-4
@@ -359,8 +374,10 @@ def test_a_prefix_starts_each_sentence(model: Translator, beam: int) -> None:
         best = sentence.candidates[0]
         assert best.text.startswith("Marta répare ")
         assert best.finished or len(best.pieces) == 10 + prefix  # its tokens are given on top
-    free = model.translate(KNOWN).sentences[0].candidates[0]
-    forced = model.translate(KNOWN, TranslationOptions(prefix="Marta")).sentences[0].candidates[0]
+    free, forced = (
+        model.translate(KNOWN, TranslationOptions(prefix=text, log_probabilities=True)).sentences[0].candidates[0]
+        for text in ("", "Marta")
+    )
     assert forced.log_probability < free.log_probability  # by the model that was not asked
 
 

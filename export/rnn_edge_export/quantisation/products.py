@@ -83,7 +83,8 @@ class StaticProducts:
             x = self.rounded(writer, members, bound)
             parts.append(self.integer_product(writer, x, bound, values, columns.scales))
             first = last
-        terms = [*parts, *([] if bias is None else [writer.constant(bias, "bias")])]
+        # Behind the first product the bias can be part of it (``rnn_edge.fusion``).
+        terms = [parts[0], *([] if bias is None else [writer.constant(bias, "bias")]), *parts[1:]]
         for index, term in enumerate(terms[1:], start=2):
             terms[0] = writer.add("Add", [terms[0], term], output=output if index == len(terms) else "")
         return terms[0] if len(terms) > 1 or not output else writer.add("Identity", terms, output=output)
