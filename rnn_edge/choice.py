@@ -88,9 +88,9 @@ class Filters:
         del model.nodes[-3:]
         graph = _Builder(model)
         if self.penalty != 1:
-            larger, smaller = graph.add("Div", "logits", WEIGHTS), graph.add("Mul", "logits", WEIGHTS)
-            positive = graph.add("Greater", "logits", graph.constant(np.zeros(1, np.float32)))
-            weakened = graph.add("Where", positive, larger, smaller)
+            # Of a positive logit the quotient is the smaller one, of a negative one the product.
+            both = graph.add("Div", "logits", WEIGHTS), graph.add("Mul", "logits", WEIGHTS)
+            weakened = graph.add("Min" if self.penalty > 1 else "Max", *both)
             divide = replace(divide, inputs=(weakened, TEMPERATURE))
             model.inputs[WEIGHTS] = value(WEIGHTS, FLOAT, (vocabulary_size,))
         model.nodes += [divide, add]
