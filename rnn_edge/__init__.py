@@ -74,7 +74,9 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str, *, device: "Device" = "auto", threads: "Threads" = None) -> "LanguageModel | Translator":
+def load(
+    name_or_path: str, *, device: "Device" = "auto", threads: "Threads" = None, streams: int = 1
+) -> "LanguageModel | Translator":
     """Load whatever model a bundle holds."""
     from rnn_edge.bundle import open_bundle
     from rnn_edge.language_model import LanguageModel
@@ -82,7 +84,7 @@ def load(name_or_path: str, *, device: "Device" = "auto", threads: "Threads" = N
 
     bundle = open_bundle(name_or_path)
     kind = Translator if bundle.manifest.task == "translation" else LanguageModel
-    return kind.load(bundle.path, device=device, threads=threads)
+    return kind.load(bundle.path, device=device, threads=threads, streams=streams)
 
 
 def __getattr__(name: str) -> Any:

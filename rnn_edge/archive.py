@@ -115,14 +115,20 @@ def cached(path: Path, cache: Path) -> Path:
     with _open(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     target = cache / "archives" / digest
-    if not target.is_dir():
+    found = _bundle_below(target)
+    if found is None:
         try:
-            unpack(path, target)
+            found = unpack(path, target, force=target.exists()).path
         except RnnEdgeError:
-            if not target.is_dir():  # else another process was faster, with the same bytes
+            found = _bundle_below(target)
+            if found is None:  # else another process was faster, with the same bytes
                 raise
-    (folder,) = (target / "models").iterdir()
-    return folder
+    return found
+
+
+def _bundle_below(target: Path) -> Path | None:
+    manifest = next((target / "models").glob(f"*/{MANIFEST_NAME}"), None)
+    return manifest.parent if manifest else None
 
 
 @contextlib.contextmanager

@@ -127,7 +127,7 @@ def _likeliest(logits: Logits) -> Ids:
 
 
 def penalise_rows(logits: Logits, recent: Iterable[Sequence[int]], penalty: float) -> Logits:
-    """``penalise`` for each row of [batch, vocabulary]."""
+    """``RepeatPenalty.weaken`` for each row of [batch, vocabulary]."""
     recent = list(recent)
     lengths = [len(ids) for ids in recent]
     rows = np.repeat(np.arange(len(recent)), lengths)

@@ -59,11 +59,13 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
         BundleError: not found, or its manifest is missing or wrong.
     """
     path = Path(name_or_path)
-    if path.is_file():
+    try:
+        packed, unpacked = path.is_file(), (path / MANIFEST_NAME).is_file()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}", "give the name or folder of a bundle") from error
+    if packed:
         return read_bundle(_unpacked(path))
-    if not (path / MANIFEST_NAME).is_file():
-        path = _search(name_or_path)
-    return read_bundle(path)
+    return read_bundle(path if unpacked else _search(name_or_path))
 
 
 def read_bundle(path: Path) -> Bundle:

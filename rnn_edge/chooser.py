@@ -183,4 +183,4 @@ class Chooser:
             binding.bind_ortvalue_output(name(CHOICE), self._tokens[following].value)
             for pair in graph.manifest.state:
                 binding.bind_ortvalue_output(name(pair.output), self._states[following][pair.input].value)
-        return session.run_with_iobinding, binding, graph.capture()
+        return session.run_with_iobinding, binding, graph.capture(session)

@@ -19,7 +19,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` in one step: temporary file, fsync, rename.
 
     Raises:
-        RnnEdgeError: the folder is missing, read-only or full; what stood at ``path`` is untouched.
+        RnnEdgeError: the folder is read-only, full or cannot be made; what stood at ``path`` is untouched.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

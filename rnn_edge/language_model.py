@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Unpack
 
 from rnn_edge.bundle import Bundle, open_bundle, require_task
@@ -38,11 +40,12 @@ class LanguageModel:
 
     @classmethod
     def load(
-        cls, name_or_path: str | os.PathLike[str], *, device: Device = "auto", threads: Threads = None
+        cls, name_or_path: str | os.PathLike[str], *, device: Device = "auto", threads: Threads = None, streams: int = 1
     ) -> LanguageModel:
         """Open a bundle by name or folder, check its bytes, and load its graph.
 
-        ``threads`` is the number of CPU threads, None for one; ``"auto"`` measures once and remembers (``placement``).
+        ``threads`` is the number of CPU threads, None for one; ``"auto"`` measures once and remembers (``placement``),
+        for ``streams`` at once.
 
         Raises:
             BundleError: not found, damaged, not what its manifest says, or not a language model.
@@ -51,7 +54,7 @@ class LanguageModel:
         """
         bundle = open_bundle(name_or_path)
         require_task(bundle, "language-model")
-        where = place(bundle, device, threads)
+        where = place(bundle, device, threads, streams)
         return cls(bundle, StepGraph(bundle, device=where.device, threads=where.threads), load_tokenizer(bundle))
 
     @property
@@ -199,6 +202,7 @@ class Generation(Iterator[Event]):
         self._options = options
         self._cancelled = False
         self._state_now = stepper.state
+        self._fastest_step = math.inf  # seconds
         self._events = self._run()
 
     def __next__(self) -> Event:
@@ -221,7 +225,7 @@ class Generation(Iterator[Event]):
         filters, unrolled = self._filters(), self._graph.unrolled(1)
         if filters and filters.any and unrolled:
             yield from self._steps(unrolled.steps_before(filters))
-            unrolled.note(filters, text.count)
+            unrolled.note(filters, text.count, self._fastest_step if text.count else None)
             if not unrolled.session(filters):
                 filters = None
         yield from self._bursts(filters) if filters else self._steps()
@@ -247,7 +251,9 @@ class Generation(Iterator[Event]):
         step, choose, push = self._stepper.step, sampler.choose, text.push
         opinion = None
         while text.count < most and not self._is_over():
+            began = perf_counter()
             logits = step(text.pending)
+            self._fastest_step = min(self._fastest_step, perf_counter() - began)
             if text.count == 0:
                 text.note_read()
             token = choose(logits[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from dataclasses import dataclass
@@ -101,6 +102,16 @@ def describe_cpu() -> str:
     information = Path("/proc/cpuinfo")
     found = _field(information, "model name") or _field(information, "Model") or platform.processor()
     return found or platform.machine()
+
+
+def describe_gpus() -> list[str]:
+    """What NVIDIA's driver says of itself and of the GPUs that this process may see; nothing without one."""
+    folder = Path("/proc/driver/nvidia")
+    found = [os.environ.get("CUDA_VISIBLE_DEVICES", "")]
+    for path in (folder / "version", *sorted(folder.glob("gpus/*/information"))):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(encoding="utf-8", errors="replace"))
+    return found if len(found) > 1 else []
 
 
 def cpu_flags() -> frozenset[str]:

@@ -52,7 +52,7 @@ class Node:
             values = dict(fields(memoryview(attribute)))
             name, value = values.get(_ATTRIBUTE_NAME), values.get(_ATTRIBUTE_I)
             if isinstance(name, memoryview) and isinstance(value, int):
-                found[str(name, "utf-8")] = value
+                found[str(name, "utf-8")] = value - (value >> 63 << 64)  # two's complement
         return found
 
     def graphs(self) -> dict[str, Model]:
@@ -179,7 +179,8 @@ def graph_message(
 
 def integer(name: str, value: int) -> bytes:
     """An attribute that is an integer."""
-    return encoded(_ATTRIBUTE_NAME, name) + encoded(_ATTRIBUTE_I, value) + encoded(_ATTRIBUTE_TYPE, _TYPE_INT)
+    number = encoded(_ATTRIBUTE_I, value % 2**64)  # two's complement
+    return encoded(_ATTRIBUTE_NAME, name) + number + encoded(_ATTRIBUTE_TYPE, _TYPE_INT)
 
 
 def subgraph(name: str, graph: bytes) -> bytes:

@@ -21,6 +21,7 @@ import numpy as np
 from rnn_edge.bundle import Bundle
 from rnn_edge.errors import RnnEdgeError
 from rnn_edge.files import cache_folder, write_text
+from rnn_edge.machine import describe_cpu, describe_gpus
 from rnn_edge.providers import DEVICES, Device, check_device, check_threads, cuda_available
 from rnn_edge.stepper import LENGTHS, StepGraph
 
@@ -28,6 +29,7 @@ Threads = int | Literal["auto"] | None
 _SECONDS = 0.02  # of steps, for each candidate
 _GAIN = 0.9  # of the time that one thread takes: more threads must be clearly faster
 _SOURCE_LENGTH = 16
+_MOST_STREAMS = 256  # of a probe: with more the answer stays the same
 _REMEMBERED = 256
 
 
@@ -42,25 +44,27 @@ class Placement:
 Measure = Callable[[Bundle, Placement, int], float]
 
 
-def place(bundle: Bundle, device: Device, threads: Threads, batch: int = 1) -> Placement:
-    """Resolve ``auto``: whichever steps ``batch`` streams fastest; never slower than one thread on a CPU.
+def place(bundle: Bundle, device: Device, threads: Threads, streams: int = 1) -> Placement:
+    """Resolve ``auto``: whichever steps so many streams fastest; never slower than one thread on a CPU.
 
-    A damaged, foreign or unwritable memory of earlier probes is no error: then it is measured again.
+    A damaged, foreign or unwritable memory of earlier probes is no error: then it is measured again, and so it is after
+    a GPU did not open. Where CUDA is fastest ``auto`` stays, which takes the CPU should the GPU be gone by then.
     """
     choices = candidates(device, threads)
     if len(choices) == 1:
         return choices[0]
-    key, path = _key(bundle, choices, batch), cache_folder() / "placements.json"
+    streams = max(1, min(streams, _MOST_STREAMS))
+    key, path = _key(bundle, choices, streams), cache_folder() / "placements.json"
     known = _read(path)
     found = known.get(key)
-    if found in choices:
-        assert found is not None
-        return found
-    found = fastest(bundle, choices, batch, step_seconds)
-    entries = dict(list({**known, key: found}.items())[-_REMEMBERED:])
-    with contextlib.suppress(RnnEdgeError):
-        write_text(path, json.dumps({name: asdict(item) for name, item in entries.items()}, indent=1))
-    return found
+    if found is None or found not in choices:
+        failed: list[Placement] = []
+        found = fastest(bundle, choices, streams, step_seconds, failed)
+        entries = dict(list({**known, key: found}.items())[-_REMEMBERED:])
+        if not (failed and describe_gpus()):
+            with contextlib.suppress(RnnEdgeError):
+                write_text(path, json.dumps({name: asdict(item) for name, item in entries.items()}, indent=1))
+    return found if found.device == "cpu" else Placement(device, 1)
 
 
 def candidates(device: Device, threads: Threads) -> list[Placement]:
@@ -82,8 +86,13 @@ def candidates(device: Device, threads: Threads) -> list[Placement]:
     return found + ([Placement("cuda", 1)] if device == "auto" and cuda_available() else [])
 
 
-def fastest(bundle: Bundle, choices: list[Placement], batch: int, measure: Measure) -> Placement:
-    """The first choice, unless another is clearly faster; thread counts that go on getting slower are not tried."""
+def fastest(
+    bundle: Bundle, choices: list[Placement], batch: int, measure: Measure, failed: list[Placement] | None = None
+) -> Placement:
+    """The first choice, unless another is clearly faster; thread counts that go on getting slower are not tried.
+
+    A GPU that does not open is added to ``failed``.
+    """
     best, shortest = choices[0], measure(bundle, choices[0], batch)
     limit, previous = _GAIN * shortest, shortest
     for choice in choices[1:]:
@@ -91,7 +100,9 @@ def fastest(bundle: Bundle, choices: list[Placement], batch: int, measure: Measu
             continue
         try:
             previous = measure(bundle, choice, batch)
-        except RnnEdgeError:  # a GPU that does not open
+        except RnnEdgeError:
+            if failed is not None:
+                failed.append(choice)
             continue
         if previous < min(shortest, limit):
             best, shortest = choice, previous
@@ -120,9 +131,8 @@ def step_seconds(bundle: Bundle, placement: Placement, batch: int) -> float:
 def _key(bundle: Bundle, choices: list[Placement], batch: int) -> str:
     import onnxruntime
 
-    from rnn_edge.machine import describe_cpu
-
     facts = [bundle.manifest.digest, describe_cpu(), os.cpu_count(), onnxruntime.__version__, batch]
+    facts += describe_gpus() if any(choice.device == "cuda" for choice in choices) else []
     facts += [[choice.device, choice.threads] for choice in choices]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 

@@ -67,7 +67,8 @@ def open_session(
         # TF32 would put the ids of fp32 weights at the mercy of the GPU's generation.
         providers = [(_CUDA, {"use_tf32": "0", _CAPTURE: "1" if capture else "0"}), _CPU]
     try:
-        session = runtime.InferenceSession(content, options, providers=providers)
+        # Its own fallback prints, and hides why.
+        session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # the runtime's exceptions share no base class
         if len(providers) > 1 and capture:
             return open_session(content, where, device=device, threads=threads, integers=integers)

@@ -201,9 +201,8 @@ def keep_likely(scaled: Logits, top_k: int, top_p: float, min_p: float) -> Logit
     if top_p < 1:
         descending = ascending[ascending.searchsorted(threshold) :][::-1].astype(np.float64)
         mass = np.exp(descending - descending[0]).cumsum()
-        # The first place where the mass reaches the share; rounding may leave the last sum just below it.
-        last = min(int(mass.searchsorted(top_p * mass[-1])), len(descending) - 1)
-        threshold = float(descending[last])
+        # The first place where the mass reaches the share.
+        threshold = float(descending[mass.searchsorted(top_p * mass[-1])])
     if min_p > 0:
         threshold = max(threshold, float(ascending[-1]) + math.log(min_p))
     return np.where(scaled >= threshold, scaled, np.float32(-np.inf))

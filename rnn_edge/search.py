@@ -79,7 +79,8 @@ def follow(
     """One hypothesis for each sentence, step by step until each has its end token or ``limits`` tokens.
 
     ``chooser`` gives a sentence's own way to choose among its logits; None takes the largest. Each target starts with
-    its prefix. The log probabilities are the model's own, whatever is chosen; without them a batch takes a tenth less.
+    its prefix, within which nothing ends. The log probabilities are the model's own, whatever is chosen; without them a
+    batch takes a tenth less.
 
     Raises:
         BundleError: logits that are not finite.
@@ -97,6 +98,7 @@ def follow(
             _check_finite(logits[np.arange(len(tokens)), tokens].sum())  # NaN counts as the largest
         else:
             choose = {sentence: choose.get(sentence) or chooser(sentence) for sentence in slots.sentences}
+            _check_finite(logits.max(axis=1).sum())
             tokens = np.array([choose[sentence](row) for sentence, row in zip(slots.sentences, logits, strict=True)])
         if prefixes is not None:
             for slot, sentence in enumerate(slots.sentences):
@@ -107,7 +109,10 @@ def follow(
             opinions = (logits[np.arange(len(tokens)), tokens] - log_normalisers(logits)).tolist()
         yield Step(list(slots.sentences), tokens.tolist(), opinions, slots.stepper.attention.copy())
         counts += 1
-        ended = ((tokens == ids.end) | (counts == most)).nonzero()[0].tolist()
+        ends = tokens == ids.end
+        if prefixes is not None:  # where the end may be a word like others
+            ends &= counts >= [len(prefixes[sentence]) for sentence in slots.sentences]
+        ended = (ends | (counts == most)).nonzero()[0].tolist()
         if ended:
             tokens[ended], counts[ended] = ids.start, 0
             kept = slots.go_on(ended)

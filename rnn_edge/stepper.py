@@ -8,6 +8,7 @@ come back. ``chooser`` has the steps that need nothing from outside.
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,14 +95,18 @@ class StepGraph:
 
         So does what CUDA captured with them; on the CPU, where there is no such thing, those of batches are not kept.
         """
-        chooser = next((one for one in self._choosers if (one.batch, one.filters) == (batch, filters)), None)
-        if chooser:
-            self._choosers.remove(chooser)
-        else:
-            chooser = Chooser(self, batch, filters)
+        chooser = self._spare_chooser(batch, filters) or Chooser(self, batch, filters)
         if batch == 1 or self._captures:
             weakref.finalize(owner, self._give_back, chooser).atexit = False
         return chooser
+
+    def _spare_chooser(self, batch: int, filters: Filters) -> Chooser | None:
+        for chooser in list(self._choosers):
+            if (chooser.batch, chooser.filters) == (batch, filters):
+                with suppress(ValueError):  # another thread took it, or it was one too many
+                    self._choosers.remove(chooser)
+                    return chooser
+        return None
 
     def _give_back(self, chooser: Chooser) -> None:
         self._choosers.append(chooser)
@@ -114,10 +119,10 @@ class StepGraph:
             self._reordering_session = reordering_session(widths, self.device)
         return Reordering(self._reordering_session, sides, self.device)
 
-    def capture(self) -> RunOptions | None:
+    def capture(self, session: InferenceSession) -> RunOptions | None:
         """Options of runs that always use the same buffers: on CUDA the first is captured, the others replay it."""
         self._captured += 1
-        return capturing_run(self._captured) if self._captures else None
+        return capturing_run(self._captured) if captures_graphs(session) else None
 
     def step(self, tokens: Tokens, state: State) -> tuple[Logits, State]:
         """One step without side effects: tokens int64 [batch], state → logits [batch, vocabulary], next state."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.events import FinishReason, Timings
 from rnn_edge.manifest import MAXIMUM_BEAM
+from rnn_edge.noise import check_seed
 from rnn_edge.sampling import SamplingOptions
 from rnn_edge.search import Scoring
 from rnn_edge.sentences import Layout
@@ -67,8 +68,8 @@ class TranslationOptions:
             raise InvalidValueError(f"batch-size is {self.batch_size}", "use 1 to 4096")
         if self.sampling and self.beam > 1:
             raise InvalidValueError("sampling and a beam exclude each other", "leave the temperature or the beam out")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise InvalidValueError(f"seed is {self.seed}", "use a whole number from 0 to 2^64 - 1")
+        if self.seed is not None:
+            check_seed(self.seed)
 
     @property
     def scoring(self) -> Scoring:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class TranslationStream(Iterator[TranslationEvent]):
     """A translation in the making: iterate for events, ``cancel`` to end it."""
 
-    def __init__(self, translator: Translator, text: str, options: TranslationOptions) -> None:
+    def __init__(self, translator: Translator, text: str, options: TranslationOptions, first: int = 0) -> None:
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
-        self._translator, self._options = translator, replace(options, seed=self.seed)
+        self._translator, self._options, self._first_sentence = translator, replace(options, seed=self.seed), first
         self._layout, self.cut = translator.plan(text, options)
         self._cancelled = False
         self._read = self._written = 0  # tokens
@@ -71,7 +71,7 @@ class TranslationStream(Iterator[TranslationEvent]):
             steps: list[Step] = []
             decoder, line = StreamDecoder(translator.tokenizer), _OneLine()
             start = True
-            for step in translator.follow(slots, options, number):
+            for step in translator.follow(slots, options, self._first_sentence + number):
                 steps.append(step)
                 token, attention = step.tokens[0], step.attention[0]
                 piece = translator.piece(token, attention, pieces, options)

@@ -46,11 +46,12 @@ class Translator:
 
     @classmethod
     def load(
-        cls, name_or_path: str | os.PathLike[str], *, device: Device = "auto", threads: Threads = None
+        cls, name_or_path: str | os.PathLike[str], *, device: Device = "auto", threads: Threads = None, streams: int = 1
     ) -> Translator:
         """Open a bundle by name or folder, check its bytes, and load its graphs.
 
-        ``threads`` is the number of CPU threads, None for one; ``"auto"`` measures once and remembers (``placement``).
+        ``threads`` is the number of CPU threads, None for one; ``"auto"`` measures once and remembers (``placement``),
+        for ``streams`` at once.
 
         Raises:
             BundleError: not found, damaged, not what its manifest says, or not a translator.
@@ -64,7 +65,7 @@ class Translator:
         target = load_tokenizer(bundle)
         shared = manifest.source.tokenizer.file == manifest.tokenizer.file
         source = target if shared else load_tokenizer(bundle, manifest.source.tokenizer)
-        where = place(bundle, device, threads)
+        where = place(bundle, device, threads, streams)
         return cls(bundle, EncoderDecoderGraphs(bundle, device=where.device, threads=where.threads), source, target)
 
     @property
@@ -87,21 +88,23 @@ class Translator:
         return replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
 
     @overload
-    def translate(self, text: str, options: TranslationOptions | None = None) -> Translation: ...
+    def translate(self, text: str, options: TranslationOptions | None = None, first: int = 0) -> Translation: ...
     @overload
     def translate(
-        self, text: list[str] | tuple[str, ...], options: TranslationOptions | None = None
+        self, text: list[str] | tuple[str, ...], options: TranslationOptions | None = None, first: int = 0
     ) -> list[Translation]: ...
     def translate(
-        self, text: str | list[str] | tuple[str, ...], options: TranslationOptions | None = None
+        self, text: str | list[str] | tuple[str, ...], options: TranslationOptions | None = None, first: int = 0
     ) -> Translation | list[Translation]:
         """Translate a text, or each of several. Line breaks and white space around sentences stay.
 
-        The sentences of all texts go through the model together: when one ends, the next takes its place.
+        The sentences of all texts go through the model together: when one ends, the next takes its place. What is drawn
+        is keyed by the seed and a sentence's number, counted from ``first``: a text in parts is drawn as it is in one.
         """
         options = options or self.defaults
         plans = [self.plan(item, options) for item in ([text] if isinstance(text, str) else text)]
-        found = iter(self.translate_sentences([part for layout, _ in plans for part in layout.sentences], options))
+        parts = [part for layout, _ in plans for part in layout.sentences]
+        found = iter(self.translate_sentences(parts, options, first))
         results = []
         for layout, cut in plans:
             sentences = tuple(next(found) for _ in layout.sentences)
@@ -109,26 +112,36 @@ class Translator:
             results.append(Translation(joined, sentences, layout, cut))
         return results[0] if isinstance(text, str) else results
 
-    def translate_sentences(self, sentences: Sequence[str], options: TranslationOptions) -> list[Sentence]:
-        """Translate sentences as they are, ``batch_size`` at once; the order is kept."""
+    def translate_sentences(
+        self, sentences: Sequence[str], options: TranslationOptions, first: int = 0
+    ) -> list[Sentence]:
+        """Translate sentences as they are, ``batch_size`` at once; the order is kept. ``first`` as in ``translate``."""
         sources = self.sources(sentences)
         if options.sampling and options.seed is None:
             options = replace(options, seed=secrets.randbits(32))
-        found = self.search(self.slots(sources, options), options) if sources else []
+        found = self.search(self.slots(sources, options), options, first) if sources else []
         return [self.read(*item, options) for item in zip(sentences, sources, found, strict=True)]
 
-    def stream(self, text: str, options: TranslationOptions | None = None) -> TranslationStream:
-        """Translate a text sentence by sentence, and token by token; with a beam each sentence comes whole."""
-        return TranslationStream(self, text, options or self.defaults)
+    def stream(self, text: str, options: TranslationOptions | None = None, first: int = 0) -> TranslationStream:
+        """Translate a text sentence by sentence, and token by token; with a beam each sentence comes whole.
+
+        ``first`` as in ``translate``.
+        """
+        return TranslationStream(self, text, options or self.defaults, first)
 
     def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 32) -> list[tuple[float, int]]:
-        """Log probability of each target given its source, the end token included, and its number of tokens."""
+        """Log probability of each target given its source, the end token included, and its number of tokens.
+
+        Raises:
+            InvalidValueError: ``batch_size`` is out of its range, or memory does not hold so many.
+        """
+        options = TranslationOptions(batch_size=batch_size)
         sources = self.sources([source for source, _ in pairs])
         targets = [[*ids, self.end] for ids in self.tokenizer.encode_batch([target for _, target in pairs])]
         totals = [0.0] * len(pairs)
         if pairs:
             lengths = [len(target) for target in targets]
-            for step in follow(Slots(self.graphs, sources, batch_size), lengths, prefixes=targets):
+            for step in follow(self.slots(sources, options), lengths, prefixes=targets):
                 for sentence, value in zip(step.sentences, step.log_probabilities or (), strict=True):
                     totals[sentence] += value
         return [(total, len(target)) for total, target in zip(totals, targets, strict=True)]
@@ -218,13 +231,13 @@ class Translator:
         check_batch(self.graphs.manifest, min(options.batch_size, len(sources)), longest, beam=options.beam)
         return Slots(self.graphs, sources, options.batch_size, options.beam)
 
-    def search(self, slots: Slots, options: TranslationOptions) -> list[list[Hypothesis]]:
-        """Hypotheses of each source, best first."""
+    def search(self, slots: Slots, options: TranslationOptions, first: int = 0) -> list[list[Hypothesis]]:
+        """Hypotheses of each source, best first; ``first`` as in ``follow``."""
         if options.beam > 1:
             n_best = options.beam if options.n_best > 1 else 1  # some may be the same text in other tokens
             limits, prefix = self.limits(slots.sources, options), self.prefix(options)
             return beam_search(slots, limits, n_best=n_best, scoring=options.scoring, prefix=prefix)
-        steps = self.follow(slots, options)
+        steps = self.follow(slots, options, first)
         return [[item] for item in collect(steps, slots.sources, self.end, options.scoring)]
 
     def follow(self, slots: Slots, options: TranslationOptions, first: int = 0) -> Iterator[Step]:

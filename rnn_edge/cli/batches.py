@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rnn_edge import render
 from rnn_edge.batch_generation import in_order
-from rnn_edge.cli.input import cancel_on_interrupt, line_chunks
+from rnn_edge.cli.input import cancel_on_interrupt, count_lines, line_chunks
 
 if TYPE_CHECKING:
     from rnn_edge.batch_generation import BatchGeneration, GeneratedText
@@ -35,13 +35,6 @@ class Prompts:
                 prompt = unescape(line.removesuffix("\n").removesuffix("\r"))
                 self.waiting.append(prompt)
                 yield prompt
-
-    def count(self) -> int:
-        """Lines of the file, without keeping them; 0 where nobody knows."""
-        if self.file is None or not self.file.is_file():
-            return 0
-        with self.file.open("rb") as stream:
-            return sum(block.count(b"\n") for block in iter(lambda: stream.read(2**20), b""))
 
 
 def unescape(line: str) -> str:
@@ -101,7 +94,7 @@ def show_lines(
     """A line for each line of the input, in its order; the exit code."""
     out, tally = render.StreamWriter(), _Tally()
     with render.progress("generating", quiet=quiet or sys.stdout.isatty()) as progress:
-        total = 0 if quiet else prompts.count()
+        total = 0 if quiet else count_lines(prompts.file)
         with cancel_on_interrupt(batch.cancel):
             try:
                 for text in batch.texts():

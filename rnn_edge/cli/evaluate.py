@@ -192,11 +192,13 @@ def _translator(
     from rnn_edge import render
     from rnn_edge.evaluation import evaluate_translator
     from rnn_edge.text_files import read_pairs
+    from rnn_edge.translation import TranslationOptions
     from rnn_edge.translator import Translator
 
     if len(data) > 2:
         raise InvalidValueError(f"DATA names {len(data)} files", "give one TSV file, or a source and a target file")
-    translator = Translator.load(bundle.path, device=device, threads=threads)
+    streams = given.get("batch_size", TranslationOptions.batch_size)
+    translator = Translator.load(bundle.path, device=device, threads=threads, streams=streams)
     options = replace(translator.defaults, **given)
     pairs, _ = read_pairs(data, encoding)
     if not pairs:

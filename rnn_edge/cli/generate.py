@@ -108,7 +108,8 @@ def generate(
     if save_state:
         check_output(save_state, force=force, folder=False)
     started = perf_counter()
-    model = LanguageModel.load(bundle, device=device, threads=threads)  # type: ignore[arg-type]  # checked there
+    streams = batch_size if input_file else min(samples, batch_size)
+    model = LanguageModel.load(bundle, device=device, threads=threads, streams=streams)  # type: ignore[arg-type]  # checked there
     loaded = perf_counter() - started
     state = read_state(load_state, model.manifest) if load_state else None
     keywords: TextKeywords = {

@@ -67,6 +67,14 @@ def line_chunks(file: Path | None, at_most: int) -> Iterator[list[str]]:
         raise DataError(f"cannot read {where}: {error.strerror or error}", "check the path") from error
 
 
+def count_lines(file: Path | None) -> int:
+    """Lines of a file, without keeping them; 0 where nobody knows."""
+    if file is None or not file.is_file():
+        return 0
+    with file.open("rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(2**20), b""))
+
+
 def _decode(line: bytes, where: str) -> str:
     try:
         return line.decode("utf-8")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from rnn_edge.cli.input import cancel_on_interrupt, line_chunks, read_input, typed_lines
+from rnn_edge.cli.input import cancel_on_interrupt, count_lines, line_chunks, read_input, typed_lines
 from rnn_edge.cli.options import DeviceOption, ThreadsOption
 from rnn_edge.errors import InvalidValueError
 
@@ -115,11 +115,13 @@ def translate(
         "log_probabilities": json_lines,
     }
     started = perf_counter()
-    translator = Translator.load(bundle, device=device, threads=threads)  # type: ignore[arg-type]  # checked there
+    waiting = text is None and file is None and sys.stdin is not None and sys.stdin.isatty()
+    streamed = waiting or text is not None or attention or attention_file is not None
+    streams = 1 if streamed else batch_size
+    translator = Translator.load(bundle, device=device, threads=threads, streams=streams)  # type: ignore[arg-type]  # checked there
     loaded = perf_counter() - started
     options = translator.options(**overrides)
-    waiting = text is None and file is None and sys.stdin is not None and sys.stdin.isatty()
-    if waiting or text is not None or attention or attention_file:
+    if streamed:
         show = Show(
             lists=n_best > 1,
             alignments=alignments,
@@ -151,14 +153,16 @@ def _stream(
     """Each text as it is translated; the exit code."""
     from rnn_edge import render
 
+    sentences = 0
     for text in texts:
-        stream = translator.stream(text, options)
+        stream = translator.stream(text, options, sentences)
         if stream.cut:
             _warn_of_cut(translator, stream.cut)
         with cancel_on_interrupt(stream.cancel):
             for event in stream:
                 show.event(event)
         show.end_text()
+        sentences += event.sentence  # the last event counts them
         assert event.timings is not None
         if not quiet:
             seed = stream.seed if options.sampling else None
@@ -182,10 +186,11 @@ def _lines(
 
     started = perf_counter()
     lines = sentences = words = cut = 0
-    total = file.read_bytes().count(b"\n") if file and file.is_file() else 0
-    with render.progress("translating", quiet=quiet or sys.stdout.isatty()) as progress:
+    quietly = quiet or sys.stdout.isatty()
+    total = 0 if quietly else count_lines(file)
+    with render.progress("translating", quiet=quietly) as progress:
         for chunk in chunks:
-            for translation, source in zip(translator.translate(chunk, options), chunk, strict=True):
+            for translation, source in zip(translator.translate(chunk, options, sentences), chunk, strict=True):
                 writer.line(translation, source)
                 sentences += len(translation.sentences)
                 words += len(translation.text.split())

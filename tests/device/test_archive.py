@@ -124,6 +124,19 @@ def test_many_open_an_archive_at_once(archive: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("damage", ["nothing below", "a file beside", "a folder beside"])
+def test_a_cache_that_is_not_as_it_was_left(archive: Path, tmp_path: Path, damage: str) -> None:
+    folder = cached(archive, tmp_path)
+    if damage == "nothing below":
+        shutil.rmtree(folder.parent)
+    elif damage == "a file beside":
+        (folder.parent / ".DS_Store").touch()
+    else:
+        (folder.parent / "a").mkdir()
+    assert cached(archive, tmp_path) == folder
+    assert read_bundle(folder).manifest.task == "language-model"
+
+
 def renamed(name: str) -> Callable[[Members], None]:
     def change(found: Members) -> None:
         member = tarfile.TarInfo(name)
@@ -234,7 +247,7 @@ def test_a_bomb_whose_manifest_is_honest(archive: Path, tmp_path: Path, monkeypa
         unpack(tmp_path / "bomb.tar.gz", tmp_path / "out")
 
 
-@pytest.mark.parametrize("junk", [b"junk", gzip.compress(b"junk"), bytes(100) + b"junk"])
+@pytest.mark.parametrize("junk", [b"junk", gzip.compress(b"junk", mtime=0), bytes(100) + b"junk"])
 def test_junk_behind_the_end(archive: Path, tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "x.tar.gz").write_bytes(archive.read_bytes() + junk)
     with pytest.raises(BundleError, match=r"damaged|goes on behind its end"):

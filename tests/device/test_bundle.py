@@ -50,6 +50,11 @@ def test_missing_lists_those_that_exist(monkeypatch: pytest.MonkeyPatch) -> None
     assert "one of: gru, lstm" in caught.value.hint
 
 
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(BundleError, match=r"cannot read x+: File name too long"):
+        open_bundle("x" * 300)
+
+
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json"):
         open_bundle(tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,22 @@ def test_generations_side_by_side_and_one_after_another(lstm: LanguageModel) -> 
     greedy = step_by_step(lstm, lstm.tokenizer.encode("M")[0], 20, temperature=0)[0]
     assert [event.token for event in lstm.generate("M", max_tokens=20, temperature=0)][:-1] == greedy
     assert text(1) == expected[0]
+
+
+def test_texts_of_many_threads(lstm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def text(seed: int) -> str:
+        return "".join(event.text for event in lstm.generate("M", max_tokens=3, seed=seed))
+
+    monkeypatch.setattr(lstm.graph, "_choosers", [])
+    expected = [text(seed) for seed in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(100):
+                assert list(pool.map(text, range(4))) == expected
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_buffers_are_used_again(lstm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,16 @@ def test_a_drawn_seed_is_named_and_gives_the_text_again(cli: Cli) -> None:
     assert cli("translate", "translator", TWO, "--temperature", "1.5", "--seed", seed)[1] == out
 
 
+def test_a_seed_fixes_what_is_drawn_however_a_file_is_cut(cli: Cli, file: File) -> None:
+    """Lines come in chunks of sixteen batches; their sentences are counted through."""
+    drawn = ("-f", file(f"{KNOWN}\n" * 40), "--temperature", "1.5", "--seed", "5", "-q")
+    found = [cli("translate", "translator", *drawn, "--batch-size", size)[1] for size in ("1", "2", "32")]
+    assert found[1:] == found[:1] * 2
+    first, later = found[0].splitlines()[:16], found[0].splitlines()[16:32]
+    assert len(set(first)) > 1
+    assert first != later
+
+
 def test_a_text_with_candidates_and_alignments(cli: Cli, translator: Translator) -> None:
     _, out, _ = cli("translate", "translator", TWO, "-b", "3", "-n", "2", "--alignments", "-q")
     rows = [line.split("\t") for line in out.splitlines()]

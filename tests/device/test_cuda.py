@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not cuda_available(), reason="this ONNX Runtime has no CUDA provider"),
 ]
 
+EIGHT_BITS = [Path(__file__).parents[2] / "models" / name for name in ("shakespeare", "en-fr")]
 SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {"temperature": 0.8},
@@ -40,7 +41,7 @@ def text(model: LanguageModel, **settings: Any) -> str:
     return "".join(event.text for event in model.generate("Marta", max_tokens=60, seed=4, **settings))
 
 
-@pytest.mark.parametrize("path", [LSTM, GRU, TRANSLATOR, WORDS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [LSTM, GRU, TRANSLATOR, WORDS, *EIGHT_BITS], ids=lambda path: path.name)
 def test_bundles_prove_themselves(path: Path) -> None:
     assert [finding for finding in verify(open_bundle(path), device="cuda") if not finding.passed] == []
 
@@ -51,6 +52,13 @@ def test_the_same_text(pair: tuple[LanguageModel, LanguageModel], settings: dict
     assert cuda.graph.device == "cuda"
     assert text(cuda, **settings) == text(cpu, **settings)
     assert text(cuda, **settings) == text(cpu, **settings)  # replayed where the first run captured
+
+
+def test_eight_bits() -> None:
+    """CUDA lacks these products: the runtime takes them to the CPU."""
+    cuda, cpu = (LanguageModel.load(EIGHT_BITS[0], device=device) for device in ("cuda", "cpu"))
+    for settings in SETTINGS:
+        assert text(cuda, **settings) == text(cpu, **settings)
 
 
 def test_graphs_are_captured(pair: tuple[LanguageModel, LanguageModel]) -> None:

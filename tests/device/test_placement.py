@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import rnn_edge
 from rnn_edge import placement
 from rnn_edge.bundle import Bundle, read_bundle
 from rnn_edge.errors import DeviceError
@@ -32,10 +33,11 @@ class Probe:
     """Answers with given times and counts what was measured."""
 
     def __init__(self, times: dict[Placement, float]) -> None:
-        self.times, self.calls = times, list[Placement]()
+        self.times, self.calls, self.streams = times, list[Placement](), set[int]()
 
     def __call__(self, bundle: Bundle, choice: Placement, batch: int) -> float:
         self.calls.append(choice)
+        self.streams.add(batch)
         if choice not in self.times:
             raise DeviceError("does not open", "")
         return self.times[choice]
@@ -96,12 +98,35 @@ def test_measured_once_and_remembered(bundle: Bundle, cache: Path, monkeypatch: 
     measured = len(probe.calls)
     assert place(bundle, "cpu", "auto") == TWO
     assert len(probe.calls) == measured
-    place(bundle, "cpu", "auto", batch=32)  # another question
+    rnn_edge.load(str(LSTM), device="cpu", threads="auto", streams=32)  # another question
     assert len(probe.calls) == 2 * measured
-    monkeypatch.setattr("rnn_edge.machine.describe_cpu", lambda: "another machine's")
+    assert probe.streams == {1, 32}
+    monkeypatch.setattr(placement, "describe_cpu", lambda: "another machine's")
     place(bundle, "cpu", "auto")
     assert len(probe.calls) == 3 * measured
     assert len(json.loads(cache.read_text())) == 3
+
+
+def test_a_gpu_that_is_there_today(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured with it counts for it alone, and one that did not open is tried again."""
+    gpus = ["", "driver 1", "one GPU"]
+    times: dict[Placement, float] = {ONE: 10, GPU: 2}
+    probe = Probe(times)
+    monkeypatch.setattr(placement, "cuda_available", lambda: True)
+    monkeypatch.setattr(placement, "describe_gpus", lambda: gpus)
+    monkeypatch.setattr(placement, "step_seconds", probe)
+    for _ in range(2):
+        assert place(bundle, "auto", None) == Placement("auto", 1)  # and the CPU if it is gone when the session opens
+    assert probe.calls == [ONE, GPU]
+    gpus[2] = "another GPU"
+    del times[GPU]
+    for _ in range(2):
+        assert place(bundle, "auto", None) == ONE
+    assert probe.calls == [ONE, GPU] * 3
+    gpus.clear()  # no driver at all: no reason to try again
+    for _ in range(2):
+        assert place(bundle, "auto", None) == ONE
+    assert probe.calls == [ONE, GPU] * 4
 
 
 @pytest.mark.parametrize(
@@ -135,6 +160,17 @@ def test_an_entry_with_more_threads_than_cores_is_not_believed(
     place(bundle, "cpu", "auto")
     cache.write_text(cache.read_text().replace('"threads": 2', '"threads": 999'))
     assert place(bundle, "cpu", "auto") == TWO
+
+
+def test_a_probe_has_no_more_streams_than_it_needs(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = Probe({ONE: 10, TWO: 5, FOUR: 9})
+    monkeypatch.setattr(placement, "step_seconds", probe)
+    for streams in (10**9, 256, 0, 1):
+        place(bundle, "cpu", "auto", streams)
+    assert probe.streams == {1, 256}
+    assert len(json.loads(cache.read_text())) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(

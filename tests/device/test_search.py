@@ -19,6 +19,7 @@ from rnn_edge.beam_search import beam_search, largest
 from rnn_edge.encoder_decoder import Encoded, EncoderDecoderGraphs
 from rnn_edge.errors import BundleError
 from rnn_edge.manifest import SpecialIds
+from rnn_edge.sampling import Sampler, SamplingOptions
 from rnn_edge.search import Choose, Hypothesis, Scoring, collect, follow, log_normalisers
 from rnn_edge.slots import Slots
 from rnn_edge.state import State
@@ -331,6 +332,24 @@ def test_logits_that_are_not_finite(value: float, *, asked: bool) -> None:
         list(follow(decoder.slots([5, 4]), [4, 2], log_probabilities=asked))
     with pytest.raises(BundleError, match="the model gives logits that are not finite"):
         searched(decoder, [4], [6], beam=3)
+
+
+def test_drawn_logits_that_are_not_finite() -> None:
+    decoder = Decoder(9)
+    decoder.logits[:, 4] = np.nan
+    sampler = Sampler(SamplingOptions(), 9, seed=1)
+    with pytest.raises(BundleError, match="the model gives logits that are not finite"):
+        list(follow(decoder.slots([5, 4]), [4, 2], lambda _: sampler.choose, log_probabilities=False))
+
+
+def test_nothing_ends_within_a_prefix() -> None:
+    """Vocabularies from elsewhere may have the end as a word."""
+    decoder = Decoder(9)
+    slots = decoder.slots([4, 3], 2)
+    targets = [(A, END, B, END), (END, END)]
+    steps = list(follow(slots, [4, 2], prefixes=targets))
+    found = [[step.tokens[step.sentences.index(n)] for step in steps if n in step.sentences] for n in range(2)]
+    assert found == [list(target) for target in targets]
 
 
 def test_prefixes_force_the_start_and_keep_the_model_s_opinion() -> None:

@@ -246,6 +246,21 @@ def test_scores_are_the_same_in_batches_of_any_size(model: Translator) -> None:
     assert model.score([]) == []
 
 
+@pytest.mark.parametrize("size", [0, -1, 5000])
+def test_scores_in_batches_of_no_size(model: Translator, size: int) -> None:
+    with pytest.raises(InvalidValueError, match=f"batch-size is {size}"):
+        model.score([(KNOWN, "Le gardien.")], size)
+
+
+def test_texts_in_parts_are_drawn_as_in_one(model: Translator) -> None:
+    options = OPTIONS["drawn"]
+    whole = [found.text for found in model.translate([KNOWN] * 5, options)]
+    assert len(set(whole)) > 1
+    parts = [model.translate([KNOWN] * count, options, first) for first, count in ((0, 2), (2, 3))]
+    assert [found.text for part in parts for found in part] == whole
+    assert [joined(list(model.stream(KNOWN, options, number))) for number in range(5)] == whole
+
+
 def test_draws_are_a_function_of_the_seed_and_the_sentence_s_number(model: Translator) -> None:
     options = OPTIONS["drawn"]
     first = texts_of(model.translate_sentences([KNOWN] * 4, options))

@@ -189,6 +189,19 @@ def test_not_where_steps_are_slow_or_on_cuda_or_in_large_graphs(monkeypatch: pyt
     assert UnrolledGraphs(bundle, "cpu", 1).steps_before(NO_FILTERS) == sys.maxsize
 
 
+def test_filtered_texts_with_slow_steps_stay_step_by_step(
+    fresh: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unrolling, "_FILTERS_PAY_AFTER", 10)
+    monkeypatch.setattr(unrolling, "_SLOW", 0.0)
+    list(fresh.generate("M", max_tokens=30, top_k=3))
+    unrolled = fresh.graph.unrolled(1)
+    assert unrolled is not None
+    assert unrolled.steps_before(FILTERS) == sys.maxsize
+    monkeypatch.setattr(unrolling, "_SLOW", 60.0)
+    assert unrolled.steps_before(FILTERS) == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "size", "expected"),
     [

@@ -1,0 +1,144 @@
+"""A GPU that is none, so that machines without one find what only shows on one: memory that lies apart.
+
+Sessions "on CUDA" compute on the CPU, but on copies of the arrays, and what they should not be able to get away with is
+made to show: what a graph has written is garbage on the host until it is read from the device, an input that was
+changed on the host and not sent is an error, and so are a captured run that is replayed with other addresses or writes
+what it reads. Of runs with one number the first executes three times. What it cannot show: streams and their order.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from rnn_edge import providers
+
+if TYPE_CHECKING:
+    import pytest
+    from numpy.typing import NDArray
+
+_CUDA = "CUDAExecutionProvider"
+_VALUES = onnxruntime.OrtValue
+
+
+class _Value:
+    """An OrtValue on the device."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        assert array.flags.c_contiguous
+        self.host, self.device = array, array.copy()
+        self.real = _VALUES.ortvalue_from_numpy(self.device)
+        self.is_known = True  # on the host, what a graph has written
+
+    def update_inplace(self, array: NDArray[Any]) -> None:
+        self.device[...] = array
+        self.is_known = True
+
+    def numpy(self) -> NDArray[Any]:
+        self.is_known = True
+        return self.device.copy()
+
+    def check(self, name: str) -> None:
+        """As an input."""
+        if self.is_known and self.device.tobytes() != self.host.tobytes():
+            raise RuntimeError(f"{name} was changed and not sent")
+        if self.device.dtype == np.float32 and np.isnan(self.device).any():
+            raise RuntimeError(f"{name} was sent and not read before")
+
+    def spoil(self) -> None:
+        """As an output."""
+        self.is_known = False
+        self.host[...] = np.nan if self.host.dtype == np.float32 else 1
+
+
+class _Binding:
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.real = session.io_binding()
+        self.inputs: dict[str, _Value] = {}
+        self.outputs: dict[str, Any] = {}  # those on the CPU are the runtime's own
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        assert isinstance(value, _Value), f"{name} is not on the device"
+        self.real.bind_ortvalue_input(name, value.real)
+        self.inputs[name] = value
+
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        self.real.bind_ortvalue_output(name, value.real if isinstance(value, _Value) else value)
+        self.outputs[name] = value
+
+
+class _Session:
+    def __init__(self, content: bytes, options: onnxruntime.SessionOptions, *, capture: bool) -> None:
+        if capture and b"MatMulInteger" in content:  # CUDA has it for other types alone
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        self._real = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._captures = capture
+        self._captured: dict[str, dict[str, int]] = {}  # addresses by the number of the graph
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def get_providers(self) -> list[str]:
+        return [_CUDA, "CPUExecutionProvider"]
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        return {_CUDA: {"enable_cuda_graph": "1" if self._captures else "0"}}
+
+    def io_binding(self) -> _Binding:
+        return _Binding(self._real)
+
+    def run_with_iobinding(self, binding: _Binding, options: onnxruntime.RunOptions | None = None) -> None:
+        for name, value in binding.inputs.items():
+            value.check(name)
+        for _ in range(self._executions(binding, options)):
+            self._real.run_with_iobinding(binding.real)
+        for value in binding.outputs.values():
+            if isinstance(value, _Value):
+                value.spoil()
+
+    def _executions(self, binding: _Binding, options: onnxruntime.RunOptions | None) -> int:
+        if not self._captures:
+            return 1
+        assert options is not None, "a session that captures has to be told what"
+        number = options.get_run_config_entry("gpu_graph_id")
+        if number == "-1":
+            return 1
+        addresses = {name: value.real.data_ptr() for name, value in binding.inputs.items()}
+        for name, value in binding.outputs.items():
+            assert isinstance(value, _Value), f"{name} of a captured run is not on the device"
+            assert value.real.data_ptr() not in addresses.values(), f"a captured run reads and writes {name}"
+            addresses[f"to {name}"] = value.real.data_ptr()
+        first = number not in self._captured
+        assert self._captured.setdefault(number, addresses) == addresses, f"graph {number} has other addresses"
+        return 3 if first else 1
+
+
+class _Values:
+    """OrtValue, as far as ``Buffer`` knows it."""
+
+    @staticmethod
+    def ortvalue_from_numpy(array: NDArray[Any], device: str, number: int) -> Any:
+        return _Value(array) if device == "cuda" else _VALUES.ortvalue_from_numpy(array, device, number)
+
+
+def _session(content: bytes, options: onnxruntime.SessionOptions, *, providers: list[Any], **rest: Any) -> Any:
+    if providers[0] == "CPUExecutionProvider":
+        return onnxruntime.InferenceSession(content, options, providers=providers, **rest)
+    return _Session(content, options, capture=providers[0][1]["enable_cuda_graph"] == "1")
+
+
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on ``providers`` finds a GPU, and buffers have memory there."""
+    runtime = SimpleNamespace(
+        get_available_providers=lambda: [_CUDA, "CPUExecutionProvider"],
+        preload_dlls=lambda: None,
+        set_default_logger_severity=onnxruntime.set_default_logger_severity,
+        SessionOptions=onnxruntime.SessionOptions,
+        RunOptions=onnxruntime.RunOptions,
+        InferenceSession=_session,
+    )
+    monkeypatch.setattr(providers, "_import_runtime", lambda: runtime)
+    monkeypatch.setattr(onnxruntime, "OrtValue", _Values)

@@ -1,0 +1,45 @@
+"""The tests of ``test_cuda`` where there is no GPU: what is sent to its memory, and read from there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rnn_edge.buffers import Buffer
+from rnn_edge.errors import BundleError
+from rnn_edge.language_model import LanguageModel
+from tests.device.pretended_cuda import pretend_cuda
+from tests.device.test_cuda import *  # noqa: F403  # all of them
+from tests.device.tiny import LSTM
+
+del pytestmark  # noqa: F821  # which asks for a GPU
+
+
+@pytest.fixture(autouse=True, scope="module")
+def pretended() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        pretend_cuda(patch)
+        yield
+
+
+def texts(**settings: Any) -> list[str]:
+    """Of a model of its own, whose buffers nobody has used."""
+    model = LanguageModel.load(LSTM, device="cuda")
+    one = "".join(event.text for event in model.generate("Ma", max_tokens=20, seed=1, **settings))
+    many = model.generate_batch(["a", "The", "I"] * 3, batch_size=4, max_tokens=9, seed=1, **settings)
+    return [one, *(found.text for found in many.texts())]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.8}, {"top_k": 5}], ids=str)
+@pytest.mark.parametrize("forgotten", ["send", "read"])
+def test_what_is_forgotten_shows(forgotten: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = texts(**settings)
+    assert texts(**settings) == expected
+    if forgotten == "send":
+        monkeypatch.setattr(Buffer, "send", lambda _: None)
+        with pytest.raises(BundleError, match="was changed and not sent"):
+            texts(**settings)
+    else:
+        monkeypatch.setattr(Buffer, "read", lambda self: self.array)
+        with pytest.raises((BundleError, AssertionError), match=r"not read before|assert"):
+            assert texts(**settings) == expected
