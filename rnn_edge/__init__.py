@@ -87,6 +87,10 @@ def load(
     return kind.load(bundle.path, device=device, threads=threads, streams=streams)
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'rnn_edge' has no attribute {name!r}")

@@ -27,7 +27,7 @@ _SENTENCES_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean loss in nats over ``tokens``, how it was measured, and how fast."""
+    """Mean loss in nats over ``tokens``, which stand for ``characters``, how it was measured, and how fast."""
 
     method: str
     nats: float
@@ -71,8 +71,11 @@ class TranslationScores:
     words: int
 
 
-def carried_loss(model: LanguageModel, ids: Sequence[int], text: str, progress: Progress) -> Loss:
-    """Every token but the first is scored, with all the text before it: one stream from a zero state."""
+def carried_loss(model: LanguageModel, ids: Sequence[int], characters: int, progress: Progress) -> Loss:
+    """Every token but the first is scored, with all the text before it: one stream from a zero state.
+
+    ``characters`` are those of the tokens that are scored.
+    """
     started, total = perf_counter(), 0.0
     stepper = model.graph.stepper()
     for index, (token, following) in enumerate(pairwise(ids)):
@@ -81,11 +84,14 @@ def carried_loss(model: LanguageModel, ids: Sequence[int], text: str, progress: 
         if index % 1000 == 0:
             progress(index, len(ids) - 1)
     count = len(ids) - 1
-    return Loss("state carried from a zero start", total / count, count, len(text), perf_counter() - started)
+    return Loss("state carried from a zero start", total / count, count, characters, perf_counter() - started)
 
 
-def cold_block_loss(model: LanguageModel, ids: Sequence[int], text: str, block: int, progress: Progress) -> Loss:
-    """Consecutive blocks of ``block`` tokens, each from a zero state; what is left at the end is left out."""
+def cold_block_loss(model: LanguageModel, ids: Sequence[int], characters: int, block: int, progress: Progress) -> Loss:
+    """Consecutive blocks of ``block`` tokens, each from a zero state; what is left at the end is left out.
+
+    ``characters`` are those of all tokens but the first.
+    """
     started, total = perf_counter(), 0.0
     blocks = (len(ids) - 1) // block
     tokens = np.array(ids[: blocks * block + 1])
@@ -98,7 +104,7 @@ def cold_block_loss(model: LanguageModel, ids: Sequence[int], text: str, block: 
             total += float((log_normalisers(logits) - logits[np.arange(len(column)), following]).sum())
         progress(some.stop * block, blocks * block)
     method = f"consecutive blocks of {block} from a zero state"
-    share = round(len(text) * blocks * block / (len(ids) - 1))
+    share = round(characters * blocks * block / (len(ids) - 1))
     return Loss(method, total / (blocks * block), blocks * block, share, perf_counter() - started)
 
 

@@ -104,7 +104,7 @@ def raise_cannot_write(path: Path, error: OSError) -> NoReturn:
     """Turn an operating system's refusal to write into an error with a mend."""
     hint = "choose another output path"
     if error.errno == errno.ENOSPC:
-        hint = "the disk is full: make room, then run the same command again"
+        hint = "the disk is full: make room, then run the command again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "choose an output path that you may write to"
     raise RnnEdgeError(f"cannot write {path}: {error.strerror or error}", hint) from error

@@ -75,8 +75,9 @@ def summary(timings: Timings, load_seconds: float, device: str, seed: int) -> st
     """The closing lines of a generation."""
     return (
         f"load {load_seconds * 1e3:.0f} ms on {device} · "
-        f"prompt {timings.prompt_tokens} tokens, {_rate(timings.prompt_tokens, timings.prompt_seconds)} · "
-        f"generated {timings.generated_tokens} tokens, {_rate(timings.generated_tokens, timings.generation_seconds)} · "
+        f"prompt {counted(timings.prompt_tokens, 'token')}, {_rate(timings.prompt_tokens, timings.prompt_seconds)} · "
+        f"generated {counted(timings.generated_tokens, 'token')}, "
+        f"{_rate(timings.generated_tokens, timings.generation_seconds)} · "
         f"first token after {timings.first_token_seconds * 1e3:.1f} ms · seed {seed}"
     )
 
@@ -85,8 +86,8 @@ def batch_summary(texts: int, read: int, made: int, seconds: float, load_seconds
     """The closing line of several texts; ``seconds`` are those of all together."""
     return (
         f"load {load_seconds * 1e3:.0f} ms on {device} · "
-        f"{texts:,} texts from prompts of {read:,} tokens · "
-        f"generated {made:,} tokens in {seconds:.1f} s, {_rate(made, seconds)} · seed {seed}"
+        f"{counted(texts, 'text')} from prompts of {counted(read, 'token')} · "
+        f"generated {counted(made, 'token')} in {seconds:.1f} s, {_rate(made, seconds)} · seed {seed}"
     )
 
 
@@ -94,16 +95,22 @@ def translation_summary(timings: Timings, load_seconds: float, device: str, seed
     """The closing line of a translation."""
     return (
         f"load {load_seconds * 1e3:.0f} ms on {device} · "
-        f"source {timings.prompt_tokens} tokens, read in {timings.prompt_seconds * 1e3:.1f} ms · "
-        f"translation {timings.generated_tokens} tokens, "
+        f"source {counted(timings.prompt_tokens, 'token')}, read in {timings.prompt_seconds * 1e3:.1f} ms · "
+        f"translation {counted(timings.generated_tokens, 'token')}, "
         f"{_rate(timings.generated_tokens, timings.generation_seconds)} · "
         f"first after {timings.first_token_seconds * 1e3:.1f} ms" + (f" · seed {seed}" if seed is not None else "")
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 token``, ``2,000 tokens``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def note(text: str) -> None:
-    """A quiet line on stderr."""
-    console(stderr=True).print(visible(text), style="dim", markup=False, soft_wrap=True)
+    """A quiet line on stderr; a terminal breaks it between words."""
+    out = console(stderr=True)
+    out.print(visible(text), style="dim", markup=False, soft_wrap=not out.is_terminal)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -121,7 +128,10 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextlib.contextmanager
 def progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while the block runs, where that is a terminal; call what it yields with done and total."""
+    """A bar on stderr while the block runs, where that is a terminal; call what it yields with done and total.
+
+    A total of 0 is one that nobody knows.
+    """
     out = console(stderr=True)
     if quiet or not out.is_terminal or out.is_dumb_terminal:
         yield lambda done, total: None
@@ -131,7 +141,7 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, stderr: bool = False) -> None:

@@ -93,6 +93,11 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise _failure(texts, error) from error
 
+    def covered(self, text: str, ids: Sequence[int]) -> int:
+        """How many characters of ``text`` its ``ids`` stand for: all, but for those that were skipped."""
+        closed = self._characters is not None or self._closed is not None
+        return min(len(text), len(self.decode(ids))) if closed else len(text)
+
     def _pieces(self, text: str) -> list[str]:
         """The characters or words of a text, as the library splits it."""
         encoder = self._encoder

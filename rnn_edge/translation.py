@@ -53,9 +53,10 @@ class TranslationOptions:
         if self.n_best < 1:
             raise InvalidValueError(f"n-best is {self.n_best}", "use at least 1")
         if self.n_best > self.beam:
+            wider = f"use --beam {min(self.n_best, MAXIMUM_BEAM)}, or a smaller --n-best"
             raise InvalidValueError(
                 f"n-best is {self.n_best}, more than the beam of {self.beam}",
-                f"use --beam {min(self.n_best, MAXIMUM_BEAM)}, or a smaller --n-best",
+                "what is drawn is one translation: leave --n-best or the sampling out" if self.sampling else wider,
             )
         for name, value, limit in (
             ("length-penalty", self.length_penalty, 10),

@@ -100,6 +100,7 @@ class Translator:
 
         The sentences of all texts go through the model together: when one ends, the next takes its place. What is drawn
         is keyed by the seed and a sentence's number, counted from ``first``: a text in parts is drawn as it is in one.
+        Without a beam, scores are NaN unless the options ask for ``log_probabilities``.
         """
         options = options or self.defaults
         plans = [self.plan(item, options) for item in ([text] if isinstance(text, str) else text)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rnn_edge.bundle import Bundle
 from rnn_edge.encoder_decoder import EncoderDecoderGraphs
-from rnn_edge.errors import RnnEdgeError
+from rnn_edge.errors import DeviceError, InvalidValueError, MissingDependencyError, RnnEdgeError
 from rnn_edge.manifest import GoldenTranscript, GoldenTranslation, Manifest
 from rnn_edge.onnx_file import summarise
 from rnn_edge.providers import Device
@@ -46,7 +46,13 @@ class Replay:
 
 
 def verify(bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> Iterator[Finding]:
-    """Check files, tokenizers, graphs, golden transcripts, state and batches, one finding at a time."""
+    """Check files, tokenizers, graphs, golden transcripts, state and batches, one finding at a time.
+
+    Raises:
+        InvalidValueError: an unknown device, or a number of threads outside the machine's cores.
+        DeviceError: CUDA is asked for and not available.
+        MissingDependencyError: there is no ONNX Runtime.
+    """
     try:
         manifest = bundle.manifest
         total = sum(len(bundle.read(name)) for name in manifest.files)
@@ -58,6 +64,8 @@ def verify(bundle: Bundle, *, device: Device = "auto", threads: int | None = Non
             yield from _language_model(bundle, device, threads)
         else:
             yield from _translator(bundle, tokenizers[manifest.source.tokenizer.file], device, threads)
+    except (InvalidValueError, DeviceError, MissingDependencyError):
+        raise  # which say nothing about the bundle
     except RnnEdgeError as error:
         yield Finding("bundle", False, f"{error.message}; {error.hint}")
 

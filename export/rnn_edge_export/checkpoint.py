@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rnn_edge.errors import RunError
 from rnn_edge.files import write_bytes
 from rnn_edge.schema import SchemaError, decode, encode
+from rnn_edge_export.run import LAST
 
 T = TypeVar("T")
 
@@ -68,7 +69,9 @@ def load_checkpoint(path: Path, kind: type[T]) -> tuple[dict[str, Tensor], T]:
     if not path.is_file():
         raise RunError(
             f"{path.parent} has no checkpoint {path.name}",
-            "it has not validated yet: go on with --resume, or start it again with --force",
+            "start it again with --force"
+            if path.name == LAST
+            else "it has not validated yet: go on with --resume, or start it again with --force",
         )
     try:
         with safe_open(path, framework="pt") as file:

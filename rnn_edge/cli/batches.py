@@ -102,7 +102,7 @@ def show_lines(
                     before = prompt if display_prompt else ""
                     out.write((_json_line(text, prompt) if json_lines else escape(before + text.text)) + "\n")
                     tally.add(text.timings)
-                    progress(tally.texts, max(total, tally.texts))
+                    progress(tally.texts, total and max(total, tally.texts))
             finally:
                 out.close()  # the lines before an error are not lost
     return tally.end(batch, loaded, device, quiet=quiet)

@@ -164,7 +164,7 @@ def _run(
     workstation = importlib.import_module("rnn_edge_export.cli").workstation
     with workstation():
         evaluation = importlib.import_module("rnn_edge_export.language_model.evaluation")
-        found, lacking = evaluation.evaluate_run(
+        found, lacking, skipped = evaluation.evaluate_run(
             Path(run),
             data[0],
             encoding=encoding,
@@ -175,7 +175,7 @@ def _run(
             dynamic=evaluation.Dynamic(**learning) if learning is not None else None,
             bar=render.progress,
         )
-    return _losses(found, lacking)
+    return _losses(found, lacking, skipped)
 
 
 def _translator(
@@ -232,13 +232,16 @@ def _language_model(
     if len(ids) < 2:
         raise DataError(f"{data[0]} has {len(ids)} tokens", "give at least two")
     found = []
+    covered = model.tokenizer.covered(text, ids)
+    characters = covered - len(model.tokenizer.decode(ids[:1]))  # the first token is not scored
     with render.progress("state carried") as progress:
-        found.append(carried_loss(model, ids, text, progress))
+        found.append(carried_loss(model, ids, characters, progress))
     if len(ids) > block:
         with render.progress("cold blocks") as progress:
-            found.append(cold_block_loss(model, ids, text, block, progress))
+            found.append(cold_block_loss(model, ids, characters, block, progress))
     unknown_id = model.manifest.special_ids.unknown
-    return _losses(found, 0.0 if unknown_id is None else ids.count(unknown_id) / len(ids))
+    lacking = 0.0 if unknown_id is None else ids.count(unknown_id) / len(ids)
+    return _losses(found, lacking, 1 - covered / len(text))
 
 
 def _check_one_text(data: list[Path]) -> None:
@@ -246,8 +249,10 @@ def _check_one_text(data: list[Path]) -> None:
         raise InvalidValueError(f"DATA names {len(data)} files", "a language model reads one text")
 
 
-def _losses(found: "Sequence[Loss]", lacking: float) -> list[dict[str, Any]]:
+def _losses(found: "Sequence[Loss]", lacking: float, skipped: float) -> list[dict[str, Any]]:
     rows = []
+    if skipped:
+        rows.append(_row("skipped", 100 * skipped, "% of characters", "what the vocabulary lacks"))
     if lacking:  # the characters that they hide cost nothing, and cheat the figures below
         rows.append(_row("unknown", 100 * lacking, "% of tokens", "words that the vocabulary lacks"))
     for loss in found:

@@ -17,9 +17,9 @@ def read_input(text: str | None, file: Path | None, what: str) -> str:
     Raises:
         DataError: it cannot be read, or is not UTF-8.
     """
-    if text is not None:
-        return text
     try:
+        if text is not None:
+            return text.encode("utf-8", "surrogateescape").decode("utf-8")  # bytes that are none stand so in arguments
         if file is not None:
             return file.read_bytes().decode("utf-8")
         if sys.stdin is not None and not sys.stdin.isatty():
@@ -28,7 +28,7 @@ def read_input(text: str | None, file: Path | None, what: str) -> str:
         raise DataError(
             f"cannot read {file or 'standard input'}: {error.strerror or error}", "check the path"
         ) from error
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise DataError(f"{what} is not UTF-8: byte {error.start}", "convert it to UTF-8") from error
     return ""
 

@@ -197,13 +197,14 @@ def _lines(
                 cut += translation.cut
             writer.flush()
             lines += len(chunk)
-            progress(lines, max(total, lines))
+            progress(lines, total and max(total, lines))
     seconds = perf_counter() - started
     if cut:
         _warn_of_cut(translator, cut)
     if not quiet:
         render.note(
-            f"{lines:,} lines, {sentences:,} sentences in {seconds:.1f} s on {translator.graphs.decoder.place}: "
+            f"{render.counted(lines, 'line')}, {render.counted(sentences, 'sentence')} in {seconds:.1f} s "
+            f"on {translator.graphs.decoder.place}: "
             f"{sentences / seconds:,.1f} sentences/s, {words / seconds:,.0f} words/s"
         )
     return 0

@@ -28,7 +28,7 @@ def web(
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="What was written, as one object.")] = False,
 ) -> None:
-    """Make a static page that runs the model in the visitor's browser.
+    """Make a static page that runs a model in the browser.
 
     Nothing is installed on the server and nothing that is typed leaves the page. The page's runtime (ONNX Runtime for
     WebAssembly) is fetched once from npm's registry, pinned by hash, and kept. The folder also runs under Node:

@@ -158,8 +158,8 @@ def test_three_files(cli: Cli) -> None:
 def test_a_language_model(cli: Cli, lstm: LanguageModel) -> None:
     rows = measured(cli, "lstm", "text.txt", "--block", "100")
     ids = lstm.tokenizer.encode(TEXT)
-    carried = carried_loss(lstm, ids, TEXT, lambda done, total: None)
-    cold = cold_block_loss(lstm, ids, TEXT, 100, lambda done, total: None)
+    carried = carried_loss(lstm, ids, len(TEXT) - 1, lambda done, total: None)
+    cold = cold_block_loss(lstm, ids, len(TEXT) - 1, 100, lambda done, total: None)
     names = [("loss", "nats per token"), ("loss", "bits per token"), ("loss", "bits per character")]
     assert [(row["name"], row["unit"]) for row in rows] == [*names, ("perplexity", ""), ("speed", "tokens/s")] * 2
     for some, loss in ((rows[:5], carried), (rows[5:], cold)):
@@ -168,6 +168,20 @@ def test_a_language_model(cli: Cli, lstm: LanguageModel) -> None:
         assert {row["method"] for row in some} == {loss.method}
         assert some[4]["value"] > 0
     assert rows[5]["method"] == "consecutive blocks of 100 from a zero state"
+
+
+def test_characters_that_are_skipped_count_for_nothing(cli: Cli) -> None:
+    """A character a token, so as many bits for each; the first is not predicted."""
+    Path("known.txt").write_text(TEXT, encoding="utf-8")
+    Path("more.txt").write_text("☃" * 100 + TEXT + "☃" * 300, encoding="utf-8")
+    known = measured(cli, "lstm", "known.txt", "--unknown", "skip")
+    skipped, *rows = measured(cli, "lstm", "more.txt", "--unknown", "skip")
+    assert (skipped["name"], skipped["unit"]) == ("skipped", "% of characters")
+    assert skipped["value"] == pytest.approx(100 * 400 / (len(TEXT) + 400))
+    for found in (known, rows):
+        values = {row["unit"]: row["value"] for row in found if row["method"].startswith("state carried")}
+        assert values["bits per character"] == pytest.approx(values["bits per token"])
+        assert values["nats per token"] == pytest.approx(known[0]["value"])
 
 
 def test_a_text_shorter_than_a_block_has_no_cold_blocks(cli: Cli) -> None:

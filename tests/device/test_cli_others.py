@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rnn_edge.cli import COMMANDS
 from tests.device.conftest import Cli
 from tests.device.tiny import GRU, LSTM, copy_bundle
@@ -76,6 +78,14 @@ def test_verify(cli: Cli) -> None:
     for check in checks:
         (line,) = (line for line in out.splitlines() if line.startswith(check + " "))
         assert "passed" in line
+
+
+@pytest.mark.parametrize("option", [("-t", "0"), ("-t", "9999"), ("--device", "tpu")], ids=" ".join)
+def test_verify_blames_no_bundle_for_its_options(cli: Cli, option: tuple[str, str]) -> None:
+    code, out, err = cli("verify", "lstm", *option)
+    assert (code, out) == (2, "")
+    assert option[1] in err
+    assert "FAILED" not in err
 
 
 def test_verify_as_json_and_its_exit_code(cli: Cli, tmp_path: Path) -> None:

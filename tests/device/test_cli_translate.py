@@ -197,7 +197,7 @@ def test_ten_thousand_words_in_a_line(cli: Cli, file: File) -> None:
     assert warning == (
         "warning: 1 sentence is longer than any the model was trained on (10 tokens), and translated in parts"
     )
-    assert summary.startswith("1 lines, ")
+    assert summary.startswith("1 line, ")
 
 
 # --- a text
@@ -336,6 +336,7 @@ def test_a_picture_where_nothing_can_be_written(cli: Cli, tmp_path: Path) -> Non
         (["-n", "0"], "n-best is 0"),
         (["-n", "2"], "n-best is 2, more than the beam of 1"),
         (["-b", "3", "-n", "4"], "n-best is 4, more than the beam of 3"),
+        (["--temperature", "1", "-n", "4"], "n-best is 4, more than the beam of 1"),
         (["--length-penalty", "nan"], "length-penalty is nan"),
         (["--length-penalty", "11"], "length-penalty is 11.0"),
         (["--coverage-penalty", "-1"], "coverage-penalty is -1.0"),
@@ -394,9 +395,10 @@ def test_input_that_is_not_utf8() -> None:
     done = rnn_edge("translate", "translator", input_bytes=b"one\n\xff\n")
     assert (done.returncode, done.stdout.count("\n")) == (1, 1)
     assert two_lines(done.stderr)[0] == "standard input, line 2 is not UTF-8: byte 0 of it"
-    done = rnn_edge("translate", "translator", b"ab\xff")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert two_lines(done.stderr)[0] == r"the text has '\udcff', which is no character"
+    for text in (b"ab\xff", b"\xff\xfe"):
+        done = rnn_edge("translate", "translator", text)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert two_lines(done.stderr)[0] == f"the text is not UTF-8: byte {text.index(0xFF)}"
 
 
 # --- pipes, Ctrl-C, terminals

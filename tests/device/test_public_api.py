@@ -44,6 +44,10 @@ def test_the_example_of_the_documentation() -> None:
     assert [event.text for event in again] == pieces
 
 
+def test_names_are_completed() -> None:
+    assert dir(rnn_edge) == sorted(rnn_edge.__all__)
+
+
 def test_the_package_is_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()
 

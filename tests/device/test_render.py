@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from rnn_edge.events import Event, Timings
-from rnn_edge.render import StreamWriter, event_line, summary
+from rnn_edge.render import StreamWriter, event_line, note, summary
 
 
 class Screen(io.StringIO):
@@ -119,3 +121,21 @@ def test_summary() -> None:
         "first token after 510.0 ms · seed 42"
     )
     assert "– tokens/s" in summary(Timings(0, 0.0, 0, 0.0, 0.0), 0.0, "cpu", 1)
+
+
+def test_a_terminal_breaks_notes_between_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "source 12,345 tokens, read in 1.0 ms · translation 5,140 tokens/s"
+    note(line)
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    note(line)
+    shown = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().err)
+    assert [piece.rstrip() for piece in shown.splitlines()] == [
+        "source 12,345 tokens, read in",
+        "1.0 ms · translation 5,140",
+        "tokens/s",
+    ]

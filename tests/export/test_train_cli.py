@@ -102,7 +102,9 @@ def test_force_leaves_no_checkpoint_of_the_old_run(
     arguments = ["train", "lm", str(finished / "corpus.txt"), "-o", str(finished / "run"), *train_flags, "--force"]
     assert run_command(arguments) == 130
     monkeypatch.undo()
-    assert "no checkpoint" in cli_error("train", "lm", finished / "corpus.txt", "-o", finished / "run", "--resume")[0]
+    error = cli_error("train", "lm", finished / "corpus.txt", "-o", finished / "run", "--resume")
+    assert "no checkpoint last" in error[0]
+    assert error[1] == "start it again with --force"
     assert "no checkpoint" in cli_error("export", finished / "run", "-o", finished / "bundle")[0]
 
 

@@ -49,10 +49,11 @@ def quantize(
         bool, typer.Option("--force", help="Replace an existing bundle, and take one that loses too much.")
     ] = False,
 ) -> None:
-    """Write a bundle again with weights of fewer bits, measured against the original.
+    """Write a bundle again with weights of fewer bits.
 
-    Shows what it costs: the loss on at least 100,000 tokens where there are so many, with a 95 % interval, how often
-    both choose the same token, and the size and speed of both. Nothing is written where the loss may rise too much.
+    Shows what it costs against the original: the loss on at least 100,000 tokens where there are so many, with a 95 %
+    interval, how often both choose the same token, and the size and speed of both. Nothing is written where the loss
+    may rise too much.
     """
     with workstation():
         from rnn_edge.bundle import open_bundle
@@ -117,7 +118,7 @@ def quantise_to(
         ("measure", original, precision, ""),
         [
             ("loss", f"{found.loss:.4f}", f"{found.rounded_loss:.4f}", "nats per token"),
-            ("loss increase", "", f"{100 * found.increase:+.4f} %", f"± {half:.4f} % (95 %)"),
+            ("loss increase", "", f"{round(100 * found.increase, 4) + 0.0:+.4f} %", f"± {half:.4f} % (95 %)"),
             ("top-1 agreement", "", f"{100 * found.top1_agreement:.2f} %", ""),
             ("KL divergence", "", f"{found.divergence:.6f}", "nats per token"),
             ("largest logit difference", "", f"{found.largest_difference:.3f}", ""),
@@ -126,7 +127,8 @@ def quantise_to(
         ],
     )
     few = "" if found.tokens >= WANTED_TOKENS else f"; few: {WANTED_TOKENS:,} make a narrower interval"
-    render.note(f"measured on {found.tokens:,} tokens of {found.data}{few}")
+    skipped = f"; {found.skipped:,} of its characters are not in the vocabulary" if found.skipped else ""
+    render.note(f"measured on {found.tokens:,} tokens of {found.data}{skipped}{few}")
     if precision == "fp16":
         render.note("a CPU computes with fp16 weights in fp32: they halve the file, and are faster on CUDA only")
 

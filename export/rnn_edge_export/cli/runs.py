@@ -23,10 +23,10 @@ def runs(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One run a line.")] = False,
 ) -> None:
-    """List training runs with their best figures, the best of each kind first.
+    """List training runs with their best figures.
 
-    Losses are of the best validation and compare between runs with the same tokens. The time is that of training
-    steps alone.
+    The best of each kind comes first. Losses are of the best validation and compare between runs with the same tokens.
+    The time is that of training steps alone.
     """
     import json
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from rnn_edge import render
 from rnn_edge_export.training import Trainer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _LINE_INTERVAL = 100  # steps between lines where there is no terminal to redraw
+_WIDE = 110  # columns, in which the loss has room in every unit
 
 
 class TrainingScreen:
@@ -29,7 +31,7 @@ class TrainingScreen:
             TextColumn("epoch {task.fields[epoch]:.1f}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:.0f}%"),
-            TextColumn("{task.fields[figures]}"),
+            _Figures(trainer),
             console=self._console,
             transient=True,
             expand=True,
@@ -76,7 +78,8 @@ class TrainingScreen:
 
     def _show_step(self, event: StepEvent) -> None:
         speed = f"{event.tokens_per_second:,.0f} tokens/s  {_duration(event.seconds_left)} left"
-        figures = f"loss {_loss(event.loss, 3)}  {speed}"
+        narrow = not self._bar.disable and self._console.width < _WIDE
+        figures = f"loss {f'{event.loss:.3f}' if narrow else _loss(event.loss, 3)}  {speed}"
         self._bar.update(self._task, completed=event.step, epoch=event.epoch, figures=figures)
         if self._bar.disable and event.step % _LINE_INTERVAL == 0:
             self._print(f"step {event.step:,}/{event.total_steps:,}  epoch {event.epoch:.2f}  {figures}")
@@ -99,6 +102,17 @@ class TrainingScreen:
         for score in event.scores:
             value = " ".join(filter(None, (score.name, f"{score.value:.4f}", score.unit)))
             self._print(escape(f"  {value} on {score.split}: {score.method}"))
+
+
+class _Figures(ProgressColumn):
+    """Those of the last step; after Ctrl-C what happens now, since a step may take long."""
+
+    def __init__(self, trainer: Trainer[Any, Any]) -> None:
+        super().__init__()
+        self._trainer = trainer
+
+    def render(self, task: Task) -> Text:
+        return Text("ending after this step" if self._trainer.interrupted else task.fields["figures"], no_wrap=True)
 
 
 def _loss(nats: float, digits: int) -> str:

@@ -62,8 +62,8 @@ def evaluate_run(
     threads: int | str | None,
     dynamic: Dynamic | None,
     bar: Bar,
-) -> tuple[list[Loss], float]:
-    """Losses of a text, and the share of its tokens that stand for unknown words.
+) -> tuple[list[Loss], float, float]:
+    """Losses of a text, the share of its tokens that stand for unknown words, and of its characters that were skipped.
 
     Raises:
         RnnEdgeError: the run or a text cannot be used, or a value is out of its range.
@@ -84,12 +84,14 @@ def evaluate_run(
             raise InvalidValueError(f"the loss is {nats} ({method})", "lower --dynamic-lr")
         found.append(Loss(method, nats, count, characters, perf_counter() - started))
 
-    every = len(tokens) - 1
-    measure("state carried from a zero start", lambda: carried_loss(model, tokens), every, len(text))
+    every, ids = len(tokens) - 1, tokens.tolist()
+    covered = source.tokenizer.covered(text, ids)
+    characters = covered - len(source.tokenizer.decode(ids[:1]))  # the first token is not scored
+    measure("state carried from a zero start", lambda: carried_loss(model, tokens), every, characters)
     if every >= block:
         count = every // block * block
         method = f"consecutive blocks of {block} from a zero state"
-        measure(method, lambda: cold_block_loss(model, tokens, block), count, round(len(text) * count / every))
+        measure(method, lambda: cold_block_loss(model, tokens, block), count, round(characters * count / every))
     if dynamic and rule:
         name, statistics = "SGD", None
         if dynamic.statistics:
@@ -99,9 +101,10 @@ def evaluate_run(
                 statistics = gradient_statistics(model, training, rule.window, progress)
         method = f"dynamic evaluation ({name}, η {rule.learning_rate:g}, λ {rule.decay:g}, windows of {rule.window})"
         with bar("dynamic evaluation") as progress:
-            measure(method, lambda: dynamic_loss(model, tokens, rule, statistics, progress), every, len(text))
+            measure(method, lambda: dynamic_loss(model, tokens, rule, statistics, progress), every, characters)
     unknown_id = source.tokenizer.id_of(UNKNOWN)
-    return found, 0.0 if unknown_id is None else float((tokens == unknown_id).mean())
+    lacking = 0.0 if unknown_id is None else float((tokens == unknown_id).mean())
+    return found, lacking, 1 - covered / len(text)
 
 
 def _load(run: Path) -> LanguageModelSource:

@@ -36,7 +36,10 @@ OWN_TEXT = "text that the original writes itself at temperature 1"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A rounded model beside the original on ``tokens`` tokens of ``data``. Losses in nats per token."""
+    """A rounded model beside the original on ``tokens`` tokens of ``data``. Losses in nats per token.
+
+    ``skipped`` characters of the data are not in the vocabulary.
+    """
 
     data: str
     tokens: int
@@ -46,6 +49,7 @@ class Comparison:
     top1_agreement: float
     divergence: float
     largest_difference: float
+    skipped: int = 0
 
     @property
     def increase(self) -> float:

@@ -223,9 +223,11 @@ def _compare(original: Bundle, rounded: Bundle, material: Material, progress: Pr
         assert material.pairs is not None
         return compare_translators(graphs[0], graphs[1], (source, target), material.pairs, data, progress)
     models = [LanguageModel.load(bundle.path, device="cpu") for bundle in (original, rounded)]
-    ids = None
-    if material.text is not None:
-        ids = models[0].tokenizer.encode(material.text, unknown="skip")
-        if not ids:
-            raise DataError(f"nothing in {material.name} is in the vocabulary", "give a text like that of the training")
-    return compare_language_models(models[0], models[1], ids, data, progress)
+    if material.text is None:
+        return compare_language_models(models[0], models[1], None, data, progress)
+    tokenizer = models[0].tokenizer
+    ids = tokenizer.encode(material.text, unknown="skip")
+    if not ids:
+        raise DataError(f"nothing in {material.name} is in the vocabulary", "give a text like that of the training")
+    found = compare_language_models(models[0], models[1], ids, data, progress)
+    return replace(found, skipped=len(material.text) - tokenizer.covered(material.text, ids))

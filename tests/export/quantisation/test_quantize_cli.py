@@ -100,6 +100,17 @@ def test_a_run_is_exported_in_eight_bits(
     assert sorted(names(tmp_path)) == ["b", "finished"]
 
 
+def test_what_of_the_data_is_not_in_the_vocabulary(finished: Path, tmp_path: Path, cli: Cli) -> None:
+    assert cli("export", finished / "run", "-o", tmp_path / "whole").code == 0
+    text = (finished / "corpus.txt").read_text(encoding="utf-8")
+    (tmp_path / "more.txt").write_text(f"{text}☃☃☃", encoding="utf-8")
+    arguments = ("quantize", tmp_path / "whole", "--precision", "fp16")
+    answer = cli(*arguments, "-o", tmp_path / "a", "--data", tmp_path / "more.txt")
+    assert "tokens of more.txt; 3 of its characters are not in the vocabulary" in answer.err
+    answer = cli(*arguments, "-o", tmp_path / "b", "--data", finished / "corpus.txt")
+    assert "not in the vocabulary" not in answer.err
+
+
 @pytest.mark.parametrize(
     ("options", "error", "hint", "code"),
     [

@@ -65,7 +65,7 @@ def plan_run(
     more = {"--recipe": recipe, "--init-from": init_from, "--force": force}
     given += [name for name, value in more.items() if value] if resume else []
     if resume and given:
-        raise InvalidValueError(f"--resume goes on as the run began and takes no {', '.join(given)}", "leave it out")
+        raise InvalidValueError(f"--resume goes on as the run began and takes no {', '.join(given)}", "leave them out")
     if resume and not (output / "recipe.toml").is_file():
         raise RunError(f"{output} is not a training run", "leave --resume out to start one, or check the path")
     if init_from is None:
