@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from rnn_edge import render
@@ -29,7 +30,7 @@ class TrainingScreen:
         self._trainer = trainer
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the others leave
             TextColumn("{task.percentage:.0f}%"),
             _Figures(trainer),
             console=self._console,
