@@ -20,7 +20,7 @@ from rnn_edge.state import State, zero_state
 from rnn_edge.unrolling import STEPS, numbered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from onnxruntime import InferenceSession
 
@@ -94,9 +94,9 @@ class Chooser:
         fed.read()[rows] = tokens
         fed.send()
 
-    def weigh(self, weights: Logits) -> None:
-        """What a repeat penalty weighs the logits of the next ``STEPS`` steps with [STEPS, vocabulary]."""
-        self._weight_values[:] = weights
+    def weigh(self, fill: Callable[[Logits], None]) -> None:
+        """``fill`` in what a repeat penalty weighs the logits of the next ``STEPS`` steps with [STEPS, vocabulary]."""
+        fill(self._weight_values)
         for buffer in self._weights:
             buffer.send()
 

@@ -284,7 +284,7 @@ class Generation(Iterator[Event]):
         while not self._is_over():
             count = min(max(chooser.length, STEPS) if filters.any else chooser.length, longest, text.left)
             if penalty:
-                chooser.weigh(penalty.ahead(STEPS))
+                chooser.weigh(penalty.ahead)
             drawn = noise.take(count) if noise else None
             tokens = chooser.run(count if drawn is None else len(drawn), drawn)[:, 0].tolist()
             if text.count == 0:

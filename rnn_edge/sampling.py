@@ -11,7 +11,6 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,19 +164,19 @@ class RepeatPenalty:
                 del self._counts[oldest]
                 self._weights[oldest] = 1
 
-    def ahead(self, steps: int) -> Logits:
-        """The weights [steps, vocabulary] of the next choices as far as they are known: without those before them.
+    def ahead(self, weights: Logits) -> None:
+        """Fill in the weights [steps, vocabulary] of the next choices as far as they are known: without each other.
 
-        ``steps`` is at most the window.
+        The steps are at most the window.
         """
-        found = np.repeat(self._weights[None], steps, axis=0)
-        leaving = Counter[int]()
-        for step, oldest in enumerate(islice(self._recent, max(0, len(self._recent) + steps - 1 - self._window))):
-            first = self._window - len(self._recent) + 1 + step  # the choice before which it has left
-            leaving[oldest] += 1
+        weights[:] = self._weights
+        recent, leaving = self._recent, dict[int, int]()
+        full = self._window - len(recent) + 1  # the choice before which the first one leaves
+        for step in range(len(weights) - full):
+            oldest = recent[step]
+            leaving[oldest] = leaving.get(oldest, 0) + 1
             if leaving[oldest] == self._counts[oldest]:
-                found[first:, oldest] = 1
-        return found
+                weights[full + step :, oldest] = 1
 
     def weaken(self, logits: Logits) -> Logits:
         """The logits [vocabulary] that remain."""

@@ -230,12 +230,13 @@ def test_weights_of_choices_to_come(window: int) -> None:
     """What leaves the window meanwhile no longer counts; what comes is not known."""
     random = np.random.default_rng(window)
     penalty = RepeatPenalty(6, 1.5, window, random.integers(0, 6, 3).tolist())
-    unseen = 5  # stands for what comes
+    unseen, weights = 5, np.empty((4, 6), np.float32)  # the one stands for what comes
     for _ in range(60):
         expected = []
         copy = deepcopy(penalty)
         for _ in range(4):
             expected.append(copy.weaken(-np.ones(6, np.float32))[:unseen])
             copy.push(unseen)
-        assert np.array_equal(penalty.ahead(4)[:, :unseen], -np.array(expected))
+        penalty.ahead(weights)
+        assert np.array_equal(weights[:, :unseen], -np.array(expected))
         penalty.push(int(random.integers(0, unseen)))
