@@ -7,10 +7,11 @@ from typing import NoReturn
 from rnn_edge.errors import DataError, InvalidValueError
 
 Pair = tuple[str, str]
+BOM = "\ufeff"  # which some editors put in front
 
 
 def read_text(path: Path, encoding: str) -> tuple[str, str]:
-    """A text file, line ends untouched, and the SHA-256 of its bytes.
+    """A text file, line ends untouched, without a mark of its byte order, and the SHA-256 of its bytes.
 
     Raises:
         DataError: missing, a folder, empty, or not text in ``encoding``; the byte offset is named.
@@ -24,7 +25,7 @@ def read_text(path: Path, encoding: str) -> tuple[str, str]:
     if not content:
         raise_empty(path)
     try:
-        return content.decode(encoding), hashlib.sha256(content).hexdigest()
+        return content.decode(encoding).removeprefix(BOM), hashlib.sha256(content).hexdigest()
     except (LookupError, UnicodeError) as error:
         raise_not_text(path, encoding, error)
 

@@ -85,7 +85,7 @@ def gradient_scale(device: torch.device, precision: Literal["fp32", "bf16"]) -> 
 
     On CUDA, PyTorch's autocast runs cuDNN's recurrent kernels in fp16 whatever it is asked for, and gradients of a mean
     over thousands of tokens lie where fp16 has few bits or none. What is too large then, a gradient of 64 in one
-    element, is far above any ``clip_norm``.
+    element, is far above any ``clip_norm``: such a step is left out.
     """
     return 1024.0 if device.type == "cuda" and precision == "bf16" else 1.0
 

@@ -107,12 +107,21 @@ def initialise(layer: RecurrentLayer, cell: Cell) -> None:
         nn.init.ones_(bias.data[hidden : 2 * hidden])
 
 
-def run_layer(layer: nn.Module, x: Tensor, state: LayerState | None, weight_drop: float) -> tuple[Tensor, LayerState]:
-    """x [T, B, width], state (None for zeros) → y [T, B, H], next state. ``weight_drop`` acts in training only."""
-    weights = {}
-    if layer.training and weight_drop > 0:
-        # One mask a call, on the hidden-to-hidden matrix only: the fused kernel sees plain weights.
-        weights["weight_hh_l0"] = F.dropout(layer.get_parameter("weight_hh_l0"), weight_drop)
+def dropped_weight(layer: nn.Module, chance: float) -> Tensor | None:
+    """The hidden-to-hidden matrix with weight-drop (Merity et al. 2017), in training; None where it is as it is."""
+    if not layer.training or chance == 0:
+        return None
+    return F.dropout(layer.get_parameter("weight_hh_l0"), chance)
+
+
+def run_layer(
+    layer: nn.Module, x: Tensor, state: LayerState | None, recurrent: Tensor | None = None
+) -> tuple[Tensor, LayerState]:
+    """x [T, B, width], state (None for zeros) → y [T, B, H], next state.
+
+    ``recurrent`` stands in for the hidden-to-hidden matrix: the fused kernel sees plain weights.
+    """
+    weights = {} if recurrent is None else {"weight_hh_l0": recurrent}
     if isinstance(layer, NormalisedLayer):
         found: tuple[Tensor, LayerState] = layer(x, state, weights.get("weight_hh_l0", layer.weight_hh_l0))
         return found
@@ -127,11 +136,19 @@ def run_layer(layer: nn.Module, x: Tensor, state: LayerState | None, weight_drop
     return y, tuple(tensor.squeeze(0) for tensor in (new if isinstance(new, tuple) else (new,)))
 
 
-def drop(x: Tensor, chance: float, *, training: bool, locked: bool) -> Tensor:
-    """Dropout on x [T, B, width], with one mask for all T steps (Gal & Ghahramani 2016) or one for each."""
+def drop(
+    x: Tensor, chance: float, *, training: bool, locked: bool, masks: dict[str, Tensor] | None = None, name: str = ""
+) -> Tensor:
+    """Dropout on x [T, B, width], with one mask for all T steps (Gal & Ghahramani 2016) or one for each.
+
+    ``masks`` keeps the one for all under a ``name`` where the steps come one call after another.
+    """
     if not training or chance == 0 or not locked:
         return F.dropout(x, chance, training)
-    return x * F.dropout(x.new_ones(1, *x.shape[1:]), chance)
+    mask = F.dropout(x.new_ones(1, *x.shape[1:]), chance) if masks is None or name not in masks else masks[name]
+    if masks is not None:
+        masks[name] = mask
+    return x * mask
 
 
 def drop_tokens(x: Tensor, chance: float, *, training: bool) -> Tensor:

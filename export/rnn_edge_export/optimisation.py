@@ -51,8 +51,9 @@ def average_weight(step: int, averaging_from: int | None, training: Optimisation
 
 
 def stalls(losses: Sequence[float], interval: int) -> bool:
-    """Whether the last validation loss is worse than the best of all before the last ``interval`` ones.
+    """Whether the last validation loss is worse than the best of all but the ``interval`` before it.
 
     The trigger of NT-ASGD (Merity et al. 2017, algorithm 1).
     """
-    return len(losses) > interval and losses[-1] > min(losses[:-interval])
+    *before, last = losses
+    return len(before) > interval and last > min(before[:-interval])

@@ -42,7 +42,7 @@ class DataRecipe:
     Hashes are of all files of a kind, one behind the other; ``valid_sha256`` and ``test_sha256`` are empty where a part
     of the corpus serves. ``longest`` is the longest source side that was trained on, in tokens; 0 for a language model.
     ``vectors`` are what embeddings began with; ``initial_sha256`` is that of the checkpoint that all weights began
-    with, or empty.
+    with, or empty, and ``frozen`` whose tables are kept as they are there.
     """
 
     title: str = ""
@@ -54,6 +54,7 @@ class DataRecipe:
     longest: int = 0
     vectors: tuple[VectorFile, ...] = ()
     initial_sha256: str = ""
+    frozen: tuple[Of, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,9 @@ class TranslationSection:
             )
 
 
+_MOST_DECAY = 0.01  # of the weights in a step
+
+
 @dataclass(frozen=True)
 class OptimisationSection:
     """What every training has."""
@@ -152,7 +156,9 @@ class OptimisationSection:
     accumulation: int = option(1, "Batches whose gradients make one step of the optimiser.", minimum=1)
     final_learning_rate: float = option(0.02, "Learning rate at the end, as a share of the peak.", minimum=0.0)
     warmup_steps: int = option(100, "Steps of linear warm-up before the cosine.", minimum=0)
-    weight_decay: float = option(0.01, "Decoupled weight decay.", minimum=0.0)
+    weight_decay: float = option(
+        0.01, "Weight decay, decoupled with adamw; a new sgd or nt-asgd takes 1.2e-6 unless told.", minimum=0.0
+    )
     clip_norm: float = option(1.0, "Largest norm of the gradient.", minimum=1e-8)
     average_decay: float = probability(
         0.998, "Decay of the averaged (EMA) weights; 0 turns averaging off. nt-asgd averages in its own way."
@@ -165,7 +171,14 @@ class OptimisationSection:
     seed: int = option(1, "Seed of everything random in training.", minimum=0, below=2**63)
 
     def check(self) -> None:
-        """Nothing excludes another."""
+        """Raises InvalidValueError for a weight decay that leaves nothing of the weights."""
+        shrinks = self.learning_rate * self.weight_decay
+        if self.optimizer != "adamw" and shrinks > _MOST_DECAY:
+            raise InvalidValueError(
+                f"--weight-decay {self.weight_decay:g} at --learning-rate {self.learning_rate:g} "
+                f"takes {shrinks:.0%} of all weights in each step of {self.optimizer}",
+                "lower --weight-decay: AWD-LSTM has 1.2e-6",
+            )
 
 
 @dataclass(frozen=True)

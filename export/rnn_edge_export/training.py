@@ -184,6 +184,10 @@ class Trainer(Generic[BatchT, ModelT]):
         if self._scale != 1:
             torch._foreach_div_([p.grad for p in self.state.model.parameters() if p.grad is not None], self._scale)
         norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), training.clip_norm)
+        if self._scale != 1:  # what was too large has become NaN, all else 0
+            for parameter in self.state.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
         rate = self._rate() * sum(map(self.task.rate, batches)) / len(batches)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,7 +15,15 @@ from rnn_edge.errors import DataError, InvalidValueError
 from rnn_edge.text_files import read_text
 from rnn_edge.tokenizer import character_tokenizer
 from rnn_edge_export.language_model import text_source
-from rnn_edge_export.language_model.data import Corpus, Part, Texts, load_corpus, windows, windows_per_epoch
+from rnn_edge_export.language_model.data import (
+    Corpus,
+    Part,
+    Texts,
+    load_corpus,
+    random_lengths,
+    windows,
+    windows_per_epoch,
+)
 from rnn_edge_export.recipe_sections import StreamSection
 
 _SMALL = StreamSection(batch_size=2, sequence_length=4)
@@ -128,6 +137,42 @@ def test_a_text_just_long_enough(tmp_path: Path) -> None:
     assert len(load_corpus(Texts.survey([_file(tmp_path, b"abababab" + b"a")], [valid]), _SMALL).train.tokens) == 9
     with pytest.raises(DataError, match="has 8 training tokens; 2 streams of 4 steps need 9"):
         load_corpus(Texts.survey([_file(tmp_path, b"abababab")], [valid]), _SMALL)
+
+
+def test_windows_of_drawn_lengths_have_a_least_length(tmp_path: Path) -> None:
+    drawn = replace(_SMALL, random_lengths=True)
+    valid = _file(tmp_path, b"ab", "valid.txt")
+    with pytest.raises(DataError, match="has 10 training tokens; 2 streams of 5 steps need 11"):
+        load_corpus(Texts.survey([_file(tmp_path, b"ab" * 5)], [valid]), drawn)
+    assert random_lengths(5, 4, np.random.default_rng(1)) == [5]
+
+
+@pytest.mark.parametrize("kind", ["character", "word"])
+def test_a_corpus_that_changes_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Literal["character", "word"]
+) -> None:
+    """What is remembered under the hash of one text must not be another's."""
+    monkeypatch.setenv("RNN_EDGE_CACHE", str(tmp_path / "cache"))
+    section = replace(_SMALL, tokenizer=kind, minimum_count=1)
+    path, text = tmp_path / "text.txt", b"one two three " * 20
+    texts = Texts.survey([_file(tmp_path, text)])
+    path.write_bytes(b"two one three " * 20)
+    with pytest.raises(DataError, match="changed while it was read"):
+        load_corpus(texts, section)
+    path.write_bytes(text)
+    corpus = load_corpus(Texts.survey([path]), section)
+    assert _text(corpus, corpus.train).strip().startswith("one two three")
+    for remembered in (tmp_path / "cache" / "tokens").glob("*.json"):
+        remembered.write_bytes(b"{}")  # damaged: made again
+    assert load_corpus(Texts.survey([path]), section).tokenizer.content == corpus.tokenizer.content
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
+    path = _file(tmp_path, b"\xef\xbb\xbfabababab\xef\xbb\xbfa")
+    assert read_text(path, "utf-8")[0] == "abababab\ufeffa"
+    found = text_source.survey([path], "utf-8")
+    assert (found.characters, "".join(found.chunks())) == (10, "abababab\ufeffa")
+    assert "".join(found.chunks(2, 5, read=3)) == "aba"
 
 
 def test_too_little_for_validation(tmp_path: Path) -> None:

@@ -125,10 +125,13 @@ def test_a_recipe_and_flags_over_it(finished: Path, cli: Cli, started: list[dict
     arguments = ("-o", finished / "more", "--recipe", recipe, "--init-from", finished / "run", "--weight-drop", 0.1)
     answer = cli("train", "lm", finished / "corpus.txt", *arguments, *_HERE)
     assert answer.code == 0, answer.err
+    assert "validated on what it was trained on" not in answer.err
     kept = LanguageModelRecipe.from_toml(finished / "more" / "recipe.toml")
     assert (kept.data.title, kept.training.batch_size) == ("Lines", 4)
     assert (kept.model.layer_dropout, kept.model.weight_drop) == (0.5, 0.1)  # which are no part of a network's shape
     _assert_equal(started[0], load_checkpoint(finished / "run" / "best.safetensors", Best)[0])
+    answer = cli("train", "lm", finished / "corpus.txt", *arguments, *_HERE, "--force", "--validation-fraction", 0.2)
+    assert "the same corpus is validated on what it was trained on before" in answer.err
 
 
 @pytest.mark.parametrize(

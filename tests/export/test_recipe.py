@@ -32,6 +32,7 @@ def test_every_field_survives_the_round_trip(tmp_path: Path) -> None:
             *("Letters", "https://example.org/letters", "CC0-1.0", "ab" * 32, "cd" * 32, "ef" * 32, 9),
             (vectors,),
             "12" * 32,
+            ("source",),
         ),
         model=LanguageModelSection(
             cell="gru",

@@ -26,12 +26,13 @@ from rnn_edge_export.language_model.data import random_lengths, windows
 from rnn_edge_export.language_model.export import LanguageModelSource
 from rnn_edge_export.language_model.modules import RecurrentLanguageModel
 from rnn_edge_export.language_model.task import LanguageModelTask
-from rnn_edge_export.layers import NormalisedLayer, run_layer
+from rnn_edge_export.layers import NormalisedLayer, dropped_weight, run_layer
 from rnn_edge_export.onnx_export import export_bundle
 from rnn_edge_export.optimisation import average_weight, learning_rate, stalls
 from rnn_edge_export.quantisation.quantise import write_unmeasured
 from rnn_edge_export.recipe import LanguageModelRecipe
 from rnn_edge_export.recipe_sections import DataRecipe, LanguageModelSection, StreamSection
+from rnn_edge_export.task import BatchLoss
 
 if TYPE_CHECKING:
     from tests.export.conftest import MakeTrainer
@@ -137,7 +138,7 @@ def test_normalised_cells_by_hand(cell: Cell) -> None:
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h = torch.sigmoid(o) * torch.tanh(norm(c, layer.cell_norm))
         outputs.append(h)
-    y, new = run_layer(layer, x, state, 0.0)
+    y, new = run_layer(layer, x, state)
     assert torch.allclose(y, torch.stack(outputs), atol=1e-12)
     assert torch.equal(new[0], y[-1])
 
@@ -151,7 +152,7 @@ def test_dropped_weights_reach_the_kernel_and_gradients_the_raw_ones(cell: Cell,
     layer.train()
     x = torch.randn(7, 2, 3)
     torch.manual_seed(5)
-    y, _ = run_layer(layer, x, None, 0.5)
+    y, _ = run_layer(layer, x, None, dropped_weight(layer, 0.5))
     torch.manual_seed(5)
     raw = layer.weight_hh_l0
     assert isinstance(raw, Tensor)
@@ -164,7 +165,9 @@ def test_dropped_weights_reach_the_kernel_and_gradients_the_raw_ones(cell: Cell,
         layer.eval()
         state, steps = None, []
         for step in x:
-            out, state = run_layer(layer, step[None], state, 0.5)  # in evaluation nothing is dropped
+            out, state = run_layer(
+                layer, step[None], state, dropped_weight(layer, 0.5)
+            )  # in evaluation nothing is dropped
             steps.append(out[0])
         raw.copy_(kept)
     assert torch.allclose(y, torch.stack(steps), atol=1e-6)
@@ -293,8 +296,38 @@ def test_rates_and_averages() -> None:
     assert mean == pytest.approx(sum(values) / 4)
     assert average_weight(50, None, replace(sgd, average_decay=0.0)) == 1.0
     assert [stalls(losses, 2) for losses in ([3, 2], [3, 2, 2.5], [3, 2, 1, 2.5], [3, 2, 1, 4])] == [
-        *(False, False, True, True)
+        *(False, False, False, True)
     ]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_half_precision_does_not_hold_is_left_out(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    trainer = make_trainer(optimizer="sgd", learning_rate=1.0, weight_decay=0.0, clip_norm=0.25)
+    batch = next(trainer.task.batches(0, 0))
+    before = [parameter.detach().clone() for parameter in trainer.state.model.parameters()]
+    loss = trainer.task.loss
+    monkeypatch.setattr(trainer, "_scale", 1024.0)
+
+    def overflowing(*arguments: Any) -> BatchLoss:
+        found = loss(*arguments)
+        return replace(found, objective=found.objective * value)
+
+    monkeypatch.setattr(trainer.task, "loss", overflowing)
+    trainer._step([batch])
+    for old, new in zip(before, trainer.state.model.parameters(), strict=True):
+        assert torch.equal(old, new)
+    monkeypatch.undo()
+    trainer._step([batch])
+    assert not torch.equal(before[0], next(iter(trainer.state.model.parameters())))
+
+
+def test_a_decay_that_leaves_nothing_is_refused() -> None:
+    for kind in ("sgd", "nt-asgd"):
+        with pytest.raises(InvalidValueError, match="takes 20% of all weights in each step"):
+            StreamSection(optimizer=kind, learning_rate=20.0).check()
+        StreamSection(optimizer=kind, learning_rate=20.0, weight_decay=1.2e-6).check()
 
 
 def test_sgd_anneals_and_nt_asgd_triggers(make_trainer: MakeTrainer) -> None:

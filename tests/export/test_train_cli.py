@@ -54,6 +54,27 @@ def test_files_and_shares_exclude_each_other(tmp_path: Path, cli: Cli, flags: tu
     assert names(tmp_path) == []
 
 
+def test_names_of_several_files(tmp_path: Path, corpus_file: Path, cli: Cli, train_flags: tuple[str, ...]) -> None:
+    (tmp_path / "more").mkdir()
+    second = tmp_path / "more" / "second.txt"
+    second.write_bytes(corpus_file.read_bytes())
+    assert cli("train", "lm", corpus_file, second, "-o", tmp_path / "run", *train_flags).code == 0
+    title = LanguageModelRecipe.from_toml(tmp_path / "run" / "recipe.toml").data.title
+    assert title == f"{corpus_file.name} and second.txt"
+
+
+def test_sgd_takes_a_weight_decay_of_its_own(
+    tmp_path: Path, corpus_file: Path, cli: Cli, cli_error: CliError, train_flags: tuple[str, ...]
+) -> None:
+    arguments = ("train", "lm", corpus_file, "-o", tmp_path / "run", *train_flags, "--learning-rate", 20)
+    assert cli(*arguments, "--optimizer", "sgd").code == 0
+    training = LanguageModelRecipe.from_toml(tmp_path / "run" / "recipe.toml").training
+    assert (training.optimizer, training.weight_decay) == ("sgd", 1.2e-6)
+    error, hint = cli_error(*arguments, "--force", "--optimizer", "nt-asgd", "--weight-decay", 0.01, code=2)
+    assert error == "--weight-decay 0.01 at --learning-rate 20 takes 20% of all weights in each step of nt-asgd"
+    assert hint == "lower --weight-decay: AWD-LSTM has 1.2e-6"
+
+
 def test_a_corpus_that_is_missing(tmp_path: Path, cli_error: CliError) -> None:
     assert "nowhere.txt" in cli_error("train", "lm", tmp_path / "nowhere.txt", "-o", tmp_path / "run")[0]
 

@@ -108,7 +108,8 @@ def read_vocabulary(
     text, _ = read_text(path, encoding)
     if path.suffix.lower() != ".json":
         lines = text.removesuffix("\n").split("\n")
-        found: Any = ["\n" if line == "\\n" else line.removesuffix("\r") for line in lines]
+        plain = (line.removesuffix("\r") for line in lines)
+        found: Any = ["\n" if line == "\\n" else line for line in plain]
     else:
         try:
             found = json.loads(text)

@@ -1,5 +1,6 @@
 """From text files to token streams for training, and to the windows that validation reads."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rnn_edge import render
-from rnn_edge.errors import DataError, UnknownTokenError
+from rnn_edge.errors import DataError, RnnEdgeError, UnknownTokenError
 from rnn_edge.files import cache_folder, write_bytes
 from rnn_edge.tokenizer import Tokenizer
 from rnn_edge_export.language_model.text_source import TextSource, survey
@@ -25,7 +26,7 @@ Window = tuple[Tensor, Tensor]
 Bar = Callable[[str], AbstractContextManager[Progress]]
 _SILENT: Bar = partial(render.progress, quiet=True)
 _SHORTEST = 5  # steps of a window whose length is drawn
-_FORMAT = 1  # of what is remembered: raised when tokenisers are trained or texts are cut in another way
+_FORMAT = 2  # of what is remembered: raised when tokenisers are trained or texts are cut in another way
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,13 @@ def load_corpus(
     tokenizer = tokenizer or _trained(training, parts[0], texts.alphabet, bar)
     train, validation = (_tokenise(part, tokenizer, bar) for part in parts[:2])
     held = _tokenise(parts[2], tokenizer, bar) if parts[2] else None
-    needed = training.batch_size * training.sequence_length + 1
+    steps = max(training.sequence_length, _SHORTEST) if training.random_lengths else training.sequence_length
+    needed = training.batch_size * steps + 1
     if len(train.tokens) < needed:
         names = " and ".join(map(str, texts.corpus.paths))
         raise DataError(
             f"{names} has {len(train.tokens):,} training tokens; {training.batch_size} streams of "
-            f"{training.sequence_length} steps need {needed:,}",
+            f"{steps} steps need {needed:,}",
             "give more text, or lower --batch-size or --sequence-length",
         )
     for what, part in (("validation", validation), ("test", held)):
@@ -193,7 +195,7 @@ def _trained(training: StreamSection, part: _Range, alphabet: frozenset[str], ba
         return train_tokenizer(training, list, alphabet)
     choices = (training.tokenizer, training.vocabulary_size, training.minimum_count, training.words)
     path = cache_folder() / "tokens" / f"{part.key(*choices)}.json"
-    if path.is_file():
+    with contextlib.suppress(OSError, RnnEdgeError):  # made again where it is not there, or damaged
         return Tokenizer(path.read_bytes(), str(path))
     with bar("reading words") as progress:
 
@@ -206,6 +208,7 @@ def _trained(training: StreamSection, part: _Range, alphabet: frozenset[str], ba
                 progress(done, part.stop - part.start)
 
         tokenizer = train_tokenizer(training, chunks, alphabet)
+    part.text.check_unchanged()
     write_bytes(path, tokenizer.content)
     return tokenizer
 
@@ -219,12 +222,12 @@ def _tokenise(part: _Range, tokenizer: Tokenizer, bar: Bar) -> Part:
         chunks, count = part.text.chunks(part.start, part.stop), part.stop - part.start
         with bar("tokenising") as progress:
             try:
-                write_tokens(path, chunks, count, tokenizer, progress)
+                write_tokens(path, chunks, count, tokenizer, progress, part.text.check_unchanged)
             except UnknownTokenError as error:
                 raise DataError(
                     f"{part.source}: {error.message}", "train on it with a vocabulary of its own, or leave them out"
                 ) from error
         found = open_tokens(path)
-    if found is None:  # the corpus changed between two readings, or the disk lies
+    if found is None:  # the disk lies
         raise DataError(f"{path} is damaged as soon as it is written", "check the disk, then run it again")
     return Part(found.tokens, found.characters, part.source)

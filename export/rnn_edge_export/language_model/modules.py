@@ -51,7 +51,8 @@ class RecurrentLanguageModel(nn.Module):
         x = self._drop(x, recipe.input_dropout)  # [T, B, E]
         raw, next_state = x, []
         for index, (layer, old) in enumerate(zip(self.layers, state, strict=True)):
-            raw, new = layers.run_layer(layer, x, old, recipe.weight_drop)  # [T, B, H]
+            recurrent = layers.dropped_weight(layer, recipe.weight_drop)
+            raw, new = layers.run_layer(layer, x, old, recurrent)  # [T, B, H]
             next_state.append(new)
             if recipe.adds_input(index):
                 raw = raw + x

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rnn_edge.errors import DataError
-from rnn_edge.text_files import raise_empty, raise_not_text
+from rnn_edge.text_files import BOM, raise_empty, raise_not_text
 
 _PATTERN = re.compile(r"[*?\[]")
 _READ = 2**20  # bytes
@@ -25,6 +25,13 @@ class TextSource:
     size: int
     characters: int
     alphabet: frozenset[str]
+    stamps: tuple[tuple[int, int], ...]  # size and time of each file
+
+    def check_unchanged(self) -> None:
+        """Raises DataError where a file is another than that which was surveyed."""
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            if _stamp(path) != stamp:
+                raise DataError(f"{path} changed while it was read", "run it again when nothing writes to it")
 
     @property
     def name(self) -> str:
@@ -66,6 +73,7 @@ def survey(paths: Sequence[Path], encoding: str) -> TextSource:
         DataError: a file is missing, a folder, empty, or not text in ``encoding``; the byte offset is named.
     """
     files = tuple(path for pattern in paths for path in _expand(pattern))
+    stamps = tuple(map(_stamp, files))
     digest = hashlib.sha256()
     alphabet: set[str] = set()
     size = characters = 0
@@ -77,7 +85,15 @@ def survey(paths: Sequence[Path], encoding: str) -> TextSource:
         if characters == before:
             raise_empty(path)
         size += path.stat().st_size
-    return TextSource(files, encoding, digest.hexdigest(), size, characters, frozenset(alphabet))
+    return TextSource(files, encoding, digest.hexdigest(), size, characters, frozenset(alphabet), stamps)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _expand(path: Path) -> list[Path]:
@@ -110,7 +126,7 @@ def _decode(path: Path, encoding: str, digest: "hashlib._Hash | None", read: int
                 except UnicodeError as error:
                     raise_not_text(path, encoding, error, done - pending)
                 if piece:
-                    yield piece
+                    yield piece.removeprefix(BOM) if not done else piece
                 if not content:
                     return
                 done += len(content)

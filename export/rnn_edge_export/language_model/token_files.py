@@ -60,8 +60,17 @@ def open_tokens(path: Path) -> TokenFile | None:
         return None
 
 
-def write_tokens(path: Path, chunks: Iterable[str], characters: int, tokenizer: Tokenizer, progress: Progress) -> None:
+def write_tokens(
+    path: Path,
+    chunks: Iterable[str],
+    characters: int,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Tokenise ``chunks``, of so many characters together, into a file. Memory does not grow with the text.
+
+    ``check`` is called before the file stands at ``path``, and what it raises keeps it from there.
 
     Raises:
         UnknownTokenError: the vocabulary lacks characters.
@@ -89,6 +98,7 @@ def write_tokens(path: Path, chunks: Iterable[str], characters: int, tokenizer: 
                 file.write(_HEADER.to_bytes(8, "little") + header.ljust(_HEADER))
                 file.flush()
                 os.fsync(file.fileno())
+            check()
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ Symbols in shape comments: S source steps, T target steps, B sentences, V vocabu
 M memory (both directions of the encoder), K keys.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -79,8 +80,8 @@ class EncoderDecoder(nn.Module):
         for index, (forward, backward) in enumerate(self.encoder_pairs()):
             if index:
                 x = self._drop(x, recipe.layer_dropout)
-            ahead, _ = layers.run_layer(forward, x, None, recipe.weight_drop)
-            behind, _ = layers.run_layer(backward, layers.reverse(x, lengths), None, recipe.weight_drop)
+            ahead, _ = layers.run_layer(forward, x, None, self._weight(forward))
+            behind, _ = layers.run_layer(backward, layers.reverse(x, lengths), None, self._weight(backward))
             x = torch.cat([ahead, layers.reverse(behind, lengths)], dim=2)  # [S, B, M]
         last = (lengths - 1).view(1, -1, 1).expand(1, -1, recipe.encoder_hidden)
         summary = torch.cat([ahead.gather(0, last)[0], behind.gather(0, last)[0]], dim=1)  # [B, M]
@@ -94,11 +95,14 @@ class EncoderDecoder(nn.Module):
     def decode(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
         """tokens int64 [T, B], state, memory → logits [T, B, V], attention [B, T, S], next state."""
         x = self._embed(self.target_embedding, tokens)  # [T, B, E]
+        recurrent = [self._weight(layer) for layer in self.decoder]
         if not self.recipe.input_feeding:
-            return self._advance(x, state, memory)
+            return self._advance(x, state, memory, recurrent)
         logits, attention = [], []
+        masks: dict[str, Tensor] = {}  # of all steps
         for step in x.split(1):
-            one, weights, state = self._advance(torch.cat([step, state[-1].unsqueeze(0)], dim=2), state, memory)
+            given = torch.cat([step, state[-1].unsqueeze(0)], dim=2)
+            one, weights, state = self._advance(given, state, memory, recurrent, masks)
             logits.append(one)
             attention.append(weights)
         return torch.cat(logits), torch.cat(attention, dim=1), state
@@ -112,24 +116,31 @@ class EncoderDecoder(nn.Module):
         kinds = len(layers.STATE_KINDS[self.recipe.cell])
         return [self.recipe.hidden] * kinds * self.recipe.layers + [self.recipe.embedding] * self.recipe.input_feeding
 
-    def _advance(self, x: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+    def _advance(
+        self,
+        x: Tensor,
+        state: State,
+        memory: Memory,
+        recurrent: Sequence[Tensor | None],
+        masks: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, State]:
         recipe, kinds = self.recipe, len(layers.STATE_KINDS[self.recipe.cell])
         next_state: State = []
         context = attention = x.new_zeros(())
         for index, layer in enumerate(self.decoder):
             if index:
-                x = self._drop(x, recipe.layer_dropout)
+                x = self._drop(x, recipe.layer_dropout, masks, f"layer {index}")
             if index == 1:
                 x = torch.cat([x, context], dim=2)
             old = tuple(state[index * kinds : (index + 1) * kinds])
-            x, new = layers.run_layer(layer, x, old, recipe.weight_drop)  # [T, B, H]
+            x, new = layers.run_layer(layer, x, old, recurrent[index])  # [T, B, H]
             next_state.extend(new)
             if index == 0:
                 context, attention = self._attend(x, memory)
         readout = self.combine(torch.cat([x, context], dim=2)).tanh()  # [T, B, E]
         if recipe.input_feeding:
             next_state.append(readout[-1])
-        readout = self._drop(readout, recipe.output_dropout)
+        readout = self._drop(readout, recipe.output_dropout, masks, "readout")
         return self.output(self.target_embedding.back(readout)), attention, next_state
 
     def _attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
@@ -157,8 +168,12 @@ class EncoderDecoder(nn.Module):
             layers.drop_tokens(x, self.recipe.word_dropout, training=self.training), self.recipe.input_dropout
         )
 
-    def _drop(self, x: Tensor, chance: float) -> Tensor:
-        return layers.drop(x, chance, training=self.training, locked=self.recipe.locked_dropout)
+    def _drop(self, x: Tensor, chance: float, masks: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+        locked = self.recipe.locked_dropout
+        return layers.drop(x, chance, training=self.training, locked=locked, masks=masks, name=name)
+
+    def _weight(self, layer: nn.Module) -> Tensor | None:
+        return layers.dropped_weight(layer, self.recipe.weight_drop)
 
     def _initialise(self) -> None:
         self.target_embedding.initialise(self.recipe.embedding**-0.5)

@@ -62,8 +62,9 @@ class TranslationTask:
         for of, vectors in self.vectors.items():
             vectors.write_into(tables[of])
         if self.recipe.model.freeze_embeddings:
-            for file in self.recipe.data.vectors:
-                tables[file.of].weight.requires_grad_(False)
+            data = self.recipe.data
+            for of in (*(file.of for file in data.vectors), *data.frozen):
+                tables[of].weight.requires_grad_(False)
         return model
 
     def files(self) -> dict[str, bytes]:
@@ -78,14 +79,16 @@ class TranslationTask:
         return islice(self._batches.epoch(epoch), done, None)
 
     def loss(self, model: EncoderDecoder, batch: Batch, device: torch.device) -> BatchLoss:
-        """Mean cross-entropy with label smoothing."""
+        """Mean cross-entropy, differentiated with label smoothing."""
         batch = batch.to(device)
         logits = model(batch.source, batch.lengths, batch.inputs)
         smoothing = self.recipe.training.label_smoothing
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, label_smoothing=smoothing
-        )
-        return BatchLoss(loss, loss, batch.source.numel() + batch.targets.numel())
+        scores, expected = logits.float().flatten(0, 1), batch.targets.flatten()
+        loss = objective = F.cross_entropy(scores, expected, ignore_index=IGNORE, label_smoothing=smoothing)
+        if smoothing > 0:
+            with torch.no_grad():
+                loss = F.cross_entropy(scores, expected, ignore_index=IGNORE)
+        return BatchLoss(loss, objective, batch.source.numel() + batch.targets.numel())
 
     def rate(self, batch: Batch) -> float:
         """The same for all."""

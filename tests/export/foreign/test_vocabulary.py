@@ -105,6 +105,15 @@ def write(path: Path, content: str) -> Path:
     return path
 
 
+def test_files_from_windows(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.txt"
+    found = []
+    for line_end in (b"\n", b"\r\n"):
+        path.write_bytes(line_end.join([b"a", b"\\n", b"b", b""]))
+        found.append(read_vocabulary(path).encode("a\nb"))
+    assert found[0] == found[1] == [0, 1, 2]
+
+
 def test_files(tmp_path: Path) -> None:
     expected = ["a", "\n", " ", "b"]
     for name, content in {

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.manifest import AttentionKind
@@ -53,6 +54,34 @@ def _model(vocabularies: tuple[int, int] = (_SOURCE, _TARGET), joint: bool = Fal
         for parameter in made.parameters():
             parameter.normal_(std=0.3, generator=generator)
     return made
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_steps_one_after_another_share_what_is_dropped(locked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With input feeding, where each step is a call: one mask and one dropped matrix for a sentence."""
+    chances: dict[str, Any] = {
+        "layer_dropout": 0.3,
+        "output_dropout": 0.3,
+        "weight_drop": 0.3,
+        "locked_dropout": locked,
+    }
+    made = _model(input_feeding=True, layers=2, **chances).train()
+    source, lengths, tokens = _batch()
+    memory, state = made.encode(source, lengths)
+    calls: list[float] = []
+    dropout = F.dropout
+
+    def counted(x: Tensor, chance: float, *others: bool) -> Tensor:
+        calls.append(chance)
+        return dropout(x, chance, *others)
+
+    monkeypatch.setattr(F, "dropout", counted)
+    counts = []
+    for steps in (1, 6):
+        calls.clear()
+        made.decode(tokens[:steps], state, memory)
+        counts.append(len(calls))
+    assert (counts[0] == counts[1]) == locked
 
 
 def _batch(lengths: tuple[int, ...] = (4, 1, 7, 2), steps: int = 6) -> tuple[Tensor, Tensor, Tensor]:

@@ -96,6 +96,13 @@ def test_one_side_alone(tmp_path: Path, corpus: Path, cli: Cli) -> None:
     same = (_rows(best, "source") == first.source_embedding.weight).all(dim=1).tolist()
     assert {text for text, kept in zip(texts, same, strict=True) if not kept} == {"one", "two", "three"}
     assert not (_rows(best, "target") == first.target_embedding.weight).any(dim=1).all()
+    # And so it stays in a run from these weights.
+    more = ("train", "translation", corpus, "-o", tmp_path / "more", "--init-from", run)
+    assert cli(*more).code == 0
+    again, _ = load_checkpoint(tmp_path / "more" / "best.safetensors", Best)
+    assert torch.equal(_rows(again, "source"), _rows(best, "source"))
+    assert not torch.equal(_rows(again, "target"), _rows(best, "target"))
+    assert _recipe(tmp_path / "more").data.frozen == ("source",)
 
 
 @pytest.mark.parametrize("given", [("--source-embeddings",), ("--source-embeddings", "--target-embeddings")])

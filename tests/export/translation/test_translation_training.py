@@ -167,9 +167,12 @@ def test_the_loss_by_hand(make_trainer: MakeTrainer, smoothing: float) -> None:
     for step, column in (batch.targets != IGNORE).nonzero().tolist():
         expected = torch.full((size,), smoothing / size, dtype=torch.float64)
         expected[batch.targets[step, column]] += 1 - smoothing
-        losses.append(-(expected * logits[step, column].log_softmax(dim=0)).sum().item())
+        own = logits[step, column].log_softmax(dim=0)
+        losses.append((-(expected * own).sum().item(), -own[batch.targets[step, column]].item()))
     found = trainer.task.loss(trainer.state.model, batch, torch.device("cpu"))
-    assert found.loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    smoothed, plain = (sum(values) / len(losses) for values in zip(*losses, strict=True))
+    assert found.objective.item() == pytest.approx(smoothed, abs=1e-6)
+    assert found.loss.item() == pytest.approx(plain, abs=1e-6)  # what is shown beside that of the validation
     assert found.tokens == batch.source.numel() + batch.targets.numel()
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from rnn_edge.errors import DataError, InvalidValueError, RunError
 from rnn_edge.providers import check_threads
 from rnn_edge_export.cli.tensorboard import TensorBoardLog, check_tensorboard, remove_events
 from rnn_edge_export.recipe import Recipe, flag_name
-from rnn_edge_export.recipe_sections import DataRecipe
+from rnn_edge_export.recipe_sections import DataRecipe, PairSection, StreamSection
 
 R = TypeVar("R", bound=Recipe)
+_SGD_DECAY = 1.2e-6  # of AWD-LSTM (Merity et al. 2017)
 
 # Options that every training command has.
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.", show_default=False)]
@@ -70,25 +71,47 @@ def plan_run(
         raise RunError(f"{output} is not a training run", "leave --resume out to start one, or check the path")
     if init_from is None:
         start = output / "recipe.toml" if resume else recipe
-        return (type(default).from_toml(start) if start else default).override(overrides)
+        begun = type(default).from_toml(start) if start else default
+        return begun.override(_with_decay(begun, overrides))
     from rnn_edge_export.initial import check_vocabulary, initial_folder
 
     initial = type(default).from_toml(initial_folder(init_from) / "recipe.toml")
     # What that run began from is not what this one does.
     begun = replace(initial, data=replace(initial.data, initial_sha256=""))
-    plan = (type(default).from_toml(recipe) if recipe else begun).override(overrides)
+    base = type(default).from_toml(recipe) if recipe else begun
+    plan = base.override(_with_decay(base, overrides))
     check_vocabulary(initial, plan)
-    return replace(plan, data=replace(plan.data, vectors=()))
+    if _split(plan) != _split(initial):
+        typer.echo("note: split otherwise, the same corpus is validated on what it was trained on before", err=True)
+    frozen = tuple(file.of for file in initial.data.vectors) or initial.data.frozen
+    return replace(plan, data=replace(plan.data, vectors=(), frozen=frozen if plan.model.freeze_embeddings else ()))
 
 
-def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool, initial_sha256: str = "") -> R:
-    """The recipe with the hashes of the data in it, by their fields, and a title; ``corpus`` names the training data.
+def _split(recipe: Recipe) -> tuple[float, ...]:
+    """What decides which part of a corpus is validated on."""
+    training = recipe.training
+    if isinstance(training, PairSection):
+        return training.seed, training.validation_pairs
+    assert isinstance(training, StreamSection)
+    return training.validation_fraction, training.test_fraction
+
+
+def _with_decay(begun: Recipe, overrides: dict[str, Any]) -> dict[str, Any]:
+    """``overrides``, with a weight decay for SGD where they turn to it: AdamW's would undo each of its large steps."""
+    chosen, given = overrides.get("optimizer"), overrides.get("weight_decay")
+    turns = chosen not in (None, "adamw") and begun.training.optimizer == "adamw"
+    return {**overrides, "weight_decay": _SGD_DECAY} if turns and given is None else overrides
+
+
+def claim_data(plan: R, hashes: dict[str, str], files: Sequence[Path], *, resume: bool, initial_sha256: str = "") -> R:
+    """The recipe with the hashes of the data in it, by their fields, and a title; ``files`` are the training data.
 
     ``initial_sha256`` is that of the checkpoint that this run starts from.
 
     Raises:
         DataError: a resumed run began with other data.
     """
+    corpus = " and ".join(map(str, files))
     data, names = plan.data, {"sha256": corpus, "valid_sha256": "the validation data", "test_sha256": "the test data"}
     differing = [names[field] for field, sha256 in hashes.items() if getattr(data, field) != sha256]
     if resume and differing:
@@ -104,7 +127,8 @@ def claim_data(plan: R, hashes: dict[str, str], corpus: str, *, resume: bool, in
         if not initial_sha256:  # going on with another text is what weights to start from are for
             typer.echo(f"note: {corpus} is not the corpus that the recipe names ({data.title})", err=True)
         plan, data = replace(plan, title=""), DataRecipe()
-    found: dict[str, Any] = {"title": data.title or Path(corpus).name, "initial_sha256": initial_sha256, **hashes}
+    title = " and ".join(file.name for file in files)
+    found: dict[str, Any] = {"title": data.title or title, "initial_sha256": initial_sha256, **hashes}
     return replace(plan, data=replace(data, **found))
 
 

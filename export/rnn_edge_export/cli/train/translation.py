@@ -100,7 +100,7 @@ def translation(
         plan = session.claim_data(
             plan,
             hashes,
-            " and ".join(map(str, pairs)),
+            pairs,
             resume=resume,
             initial_sha256=initial.sha256 if initial else "",
         )
