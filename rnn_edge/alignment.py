@@ -44,10 +44,14 @@ def word_attention(attention: Weights, source_words: Sequence[Word], target_word
     a target word, since each of them attends anew. Rows are not scaled to a sum of one: what a row lacks is what the
     word attends to tokens that belong to no word, such as the end of the sentence.
     """
-    target_tokens, source_tokens = attention.shape
-    sums = _members(target_words, target_tokens) @ attention @ _members(source_words, source_tokens).T
-    counts = np.array([len(word.tokens) for word in target_words], np.float32)
-    return (sums / counts[:, None]).astype(np.float32)
+    # Not as products with matrices: fast kernels for small ones now and then report an invalid value that is none.
+    sums = np.zeros((len(attention), len(source_words)), np.float32)
+    for column, word in enumerate(source_words):
+        sums[:, column] = attention[:, list(word.tokens)].sum(axis=1)
+    means = np.zeros((len(target_words), len(source_words)), np.float32)
+    for row, word in zip(means, target_words, strict=True):
+        row[:] = sums[list(word.tokens)].mean(axis=0)
+    return means
 
 
 def align(weights: Weights) -> list[tuple[int, int]]:
@@ -68,11 +72,3 @@ def pharaoh(pairs: Iterable[tuple[int, int]]) -> str:
 
 def _spelling(token_bytes: Sequence[bytes], tokens: Sequence[int]) -> bytes:
     return b"".join([token_bytes[token] for token in tokens]).strip()
-
-
-def _members(of: Sequence[Word], tokens: int) -> Weights:
-    """1 where a token belongs to a word, else 0: [words, tokens]."""
-    members = np.zeros((len(of), tokens), np.float32)
-    for row, word in zip(members, of, strict=True):
-        row[list(word.tokens)] = 1
-    return members

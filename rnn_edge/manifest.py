@@ -306,8 +306,8 @@ class Manifest:
             **{f"golden_translations[{index}]": golden for index, golden in enumerate(self.golden_translations)},
         }
         for place, golden in goldens.items():
-            if not len(golden.tokens) == len(golden.best) == len(golden.margins):
-                raise SchemaError(f"{place} has lists of different lengths")
+            if not 0 < len(golden.tokens) == len(golden.best) == len(golden.margins):
+                raise SchemaError(f"{place} has no tokens, or lists of different lengths")
             if any(not 0 <= token < size for token in (*golden.tokens, *golden.best)):
                 raise SchemaError(f"{place} has a token outside the vocabulary of {size}")
 

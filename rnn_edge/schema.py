@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Hashable, Mapping, Sequence
@@ -88,9 +89,12 @@ def _decode(kind: Any, value: object, strict: bool, where: str) -> Any:
         raise SchemaError(f"{where} is {_name(value)}, not {_NAMES.get(kind, kind.__name__)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise SchemaError(f"{where} is not a finite number")
+    if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+        raise SchemaError(f"{where} has half a character")
     return value
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 

@@ -101,7 +101,16 @@ def load_state(path: Path, manifest: Manifest) -> State:
         owner, name = metadata["bundle"], metadata.get("name", "another bundle")
         continuation = decode(Continuation, json.loads(metadata["continuation"]), strict=False)
         bytes.fromhex(continuation.held_bytes)
-    except (SafetensorError, SchemaError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
+    except (
+        SafetensorError,
+        SchemaError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OSError,
+    ) as error:
         raise StateError(f"{path} is not a state file", mend) from error
     if owner != manifest.digest:
         raise StateError(
@@ -135,7 +144,7 @@ def check_state(state: State, manifest: Manifest, where: str) -> None:
         raise StateError(f"{where} has tensors {sorted(state.tensors)}, not {sorted(expected)}", mend)
     batch = next(iter(state.tensors.values())).shape[:1]
     for name, tensor in state.tensors.items():
-        if tensor.dtype != np.float32 or tensor.shape != (*batch, expected[name]):
+        if tensor.dtype != np.float32 or tensor.shape != (*batch, expected[name]) or not tensor.size:
             raise StateError(
                 f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, not float32 [batch, {expected[name]}]", mend
             )

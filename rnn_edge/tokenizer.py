@@ -40,6 +40,7 @@ class Tokenizer:
             text = content.decode("utf-8")
             self._encoder = Encoder.from_str(text)
             description = json.loads(text)
+            kind = description["model"].get("type")
             self._encoder.encode_special_tokens = True  # a text that spells a special token is only a text
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{where} is not a tokenizer: {error}", "export the bundle again") from error
@@ -47,9 +48,9 @@ class Tokenizer:
         self.vocabulary_size: int = self._encoder.get_vocab_size()
         self.token_bytes = _token_bytes(self._encoder, description, where)
         vocabulary: dict[str, int] = self._encoder.get_vocab()
-        model = description["model"]
         # A vocabulary of characters or words that has no token for others.
-        self._closed = vocabulary if model["type"] == "WordLevel" and model["unk_token"] not in vocabulary else None
+        closed = kind == "WordLevel" and description["model"].get("unk_token") not in vocabulary
+        self._closed = vocabulary if closed else None
         plain = description.get("pre_tokenizer") == _CHARACTER_SPLIT and description.get("normalizer") is None
         self._characters = self._closed if plain else None
 

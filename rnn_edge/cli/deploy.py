@@ -22,7 +22,9 @@ def deploy(
     offline: Annotated[
         bool, typer.Option("--offline", help="Download packages here and copy them, for devices without a network.")
     ] = False,
-    keep: Annotated[int, typer.Option("--keep", help="Releases to keep there, the new one included.")] = 3,
+    keep: Annotated[
+        int | None, typer.Option("--keep", help="Releases to keep there, the new one included. [default: 3]")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, and say each step; change nothing.")] = False,
     ssh_config: Annotated[Path | None, typer.Option("-F", "--ssh-config", help="Instead of ~/.ssh/config.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One device a line.")] = False,
@@ -39,6 +41,7 @@ def deploy(
 
     from rnn_edge import render_deploy
     from rnn_edge.bundle import open_bundle
+    from rnn_edge.cli.input import ended_as_by_interrupt
     from rnn_edge.deploy.deployment import Options
     from rnn_edge.deploy.fleet import Fleet
     from rnn_edge.errors import InvalidValueError
@@ -47,17 +50,18 @@ def deploy(
     hosts = names if alone else names[1:]
     if status and rollback:
         raise InvalidValueError("--status and --rollback exclude each other", "give one of the two")
-    if alone and (dry_run or offline):
-        raise InvalidValueError("--status and --rollback take no --dry-run and no --offline", "leave them out")
+    if alone and (dry_run or offline or keep is not None):
+        raise InvalidValueError("--status and --rollback take no --dry-run, --offline and --keep", "leave them out")
     if not hosts:
         raise InvalidValueError("no device is given", "write: rnn-edge deploy BUNDLE user@host")
-    if keep < 1:
+    if keep is not None and keep < 1:
         raise InvalidValueError(f"--keep is {keep}", "use at least 1")
     if ssh_config and not ssh_config.is_file():
         raise InvalidValueError(f"there is no file {ssh_config}", "give an ssh configuration file, or leave -F out")
-    options = Options(offline=offline, keep=keep, dry_run=dry_run, config=ssh_config)
+    options = Options(offline=offline, keep=keep or 3, dry_run=dry_run, config=ssh_config)
     bundle = None if alone else open_bundle(names[0])
-    with render_deploy.progress(hosts, steps=not (alone or dry_run), quiet=quiet) as report:
+    progress = render_deploy.progress(hosts, steps=not (alone or dry_run), quiet=quiet)
+    with ended_as_by_interrupt(), progress as report:
         fleet = Fleet(hosts, options, report)
         results = fleet.status() if status else fleet.rollback() if bundle is None else fleet.deploy(bundle)
     if as_json:

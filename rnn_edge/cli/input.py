@@ -96,6 +96,18 @@ def typed_lines() -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def ended_as_by_interrupt() -> Iterator[None]:
+    """A terminal that closes, and SIGTERM, end what is within as Ctrl-C does: nothing that it started goes on alone."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    old = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in old.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+@contextlib.contextmanager
 def cancel_on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
     """First Ctrl-C: ``cancel``, which ends after this token with everything kept. Second: stop at once."""
 

@@ -1,5 +1,6 @@
 """``rnn-edge show``."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -21,9 +22,8 @@ def show(
     from rnn_edge.bundle import open_bundle
 
     found = open_bundle(bundle)
-    if as_json:
-        typer.echo(found.manifest.to_json(), nl=False)
-    elif recipe:
-        typer.echo(found.manifest.provenance.recipe, nl=False)
+    if as_json or recipe:
+        text = found.manifest.to_json() if as_json else found.manifest.provenance.recipe
+        typer.echo(render.visible(text) if sys.stdout.isatty() else text, nl=False)
     else:
         render.show_fields(render.bundle_fields(found))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-_FILE = re.compile(r"\S+\.[A-Za-z]{1,5}")
+_PICTURE = re.compile(r".+\.(svgz?|png|jpe?g|gif|pdf|webp|bmp|tiff?)", re.IGNORECASE)  # some of which are refused
 
 
 class _Command(TyperCommand):
@@ -30,7 +30,7 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rewritten: list[str] = []
         for argument in args:
-            if rewritten and rewritten[-1] == "--attention" and _FILE.fullmatch(argument):
+            if rewritten and rewritten[-1] == "--attention" and _PICTURE.fullmatch(argument):
                 rewritten[-1] = f"--attention-file={argument}"
             else:
                 rewritten.append(re.sub("^--attention=", "--attention-file=", argument))

@@ -41,7 +41,7 @@ def web(
     from rnn_edge.web.site import make_single_file, make_site
 
     found = open_bundle(bundle)
-    target = output or Path(f"{found.path.name}-site{'.html' if single_file else ''}")
+    target = output or Path(f"{found.path.resolve().name}-site{'.html' if single_file else ''}")
     make = make_single_file if single_file else make_site
     make(found, target, force=force, runtime=runtime, note=render.note)
     files = [target] if single_file else [path for path in target.rglob("*") if path.is_file()]

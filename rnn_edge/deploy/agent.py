@@ -177,6 +177,7 @@ class Agent:
         if tried.returncode:
             raise AgentError(f"what was installed does not start: {_last(tried)}", "run it again")
         shutil.rmtree(wheels)
+        os.sync()  # all that pip wrote, before it counts as whole
         (folder / _READY).touch()
         _sync(folder)
 
@@ -217,7 +218,9 @@ class Agent:
         What was current is what it goes ``back`` from, or else what ``rollback`` will name.
         """
         path = self.releases / name / _INFORMATION
-        information = {**json.loads(path.read_text()), "since": int(time.time())}
+        # In the order in which they ran, whatever the clock says: a board may begin each day in 1970.
+        latest = max((self._information(item)["since"] for item in self._names() if item != name), default=0)
+        information = {**json.loads(path.read_text()), "since": max(int(time.time()), latest + 1)}
         if not back:
             information["before"] = self._current_name()
         _write(path, json.dumps(information))

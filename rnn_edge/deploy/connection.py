@@ -133,7 +133,9 @@ class Connection:
         Raises:
             DeployError: the connection was cut, or the device cannot take them.
         """
-        commands = "".join(f"reput {_quoted(str(source))} {_quoted(target)}\n" for source, target in files.items())
+        # An empty one has nothing to go on with.
+        verbs = {source: "reput" if source.stat().st_size else "put" for source in files}
+        commands = "".join(f"{verbs[here]} {_quoted(str(here))} {_quoted(there)}\n" for here, there in files.items())
         done = subprocess.run(
             ["sftp", "-q", "-o", "ControlMaster=no", *self._options, "-b", "-", "--", self._sftp_host()],
             input=commands.encode(),

@@ -3,14 +3,16 @@
 import hashlib
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from rnn_edge.errors import DeployError
+from rnn_edge.errors import DeployError, RnnEdgeError
 from rnn_edge.files import cache_folder, new_folder
 
 _ARCHITECTURES = ("x86_64", "aarch64")  # that ONNX Runtime has wheels for, on Linux
 _OLDEST_GLIBC = 17  # 2.17, of manylinux2014
+_DOWNLOADING = threading.Lock()
 
 
 def download(requirements: Sequence[str], machine: str, libc: Sequence[str], python: str) -> list[Path]:
@@ -31,9 +33,16 @@ def download(requirements: Sequence[str], machine: str, libc: Sequence[str], pyt
     version = ".".join(python.split(".")[:2])
     key = hashlib.sha256("\n".join([*requirements, *platforms, version]).encode()).hexdigest()[:16]
     target = cache_folder() / "wheels" / key
-    if not target.is_dir():
-        with new_folder(target, force=False) as folder:
-            _download(requirements, platforms, version, folder)
+    with _DOWNLOADING:  # devices that are alike wait for one download
+        if not target.is_dir():
+            try:
+                with new_folder(target, force=False) as folder:
+                    _download(requirements, platforms, version, folder)
+            except DeployError:
+                raise
+            except RnnEdgeError:
+                if not target.is_dir():  # else another process was faster
+                    raise
     return sorted(target.glob("*.whl"))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rnn_edge.errors import BundleError
 from rnn_edge.onnx_model import (
     BOOL,
     FLOAT,
@@ -162,7 +163,10 @@ def exact(model: Model) -> bytes:
 
 def _top(state: Sequence[StatePair]) -> StatePair:
     """The hidden state of the last layer; an LSTM's ``c`` comes behind its ``h``."""
-    return [pair for pair in state if pair.input.startswith("h")][-1]
+    found = [pair for pair in state if pair.input.startswith("h")]
+    if not found:
+        raise BundleError("no state of the graph is a hidden state that the page could show", "export the bundle again")
+    return found[-1]
 
 
 def _movable(model: Model, node: Node, producers: dict[str, Node], users: dict[str, list[Node]]) -> bool:

@@ -13,6 +13,7 @@ from rnn_edge.errors import BundleError, RnnEdgeError
 from rnn_edge.files import check_output, new_folder, write_bytes
 from rnn_edge.onnx_file import summarise
 from rnn_edge.onnx_model import read_model
+from rnn_edge.tokenizer import load_tokenizer
 from rnn_edge.web.blocks import with_wide_blocks
 from rnn_edge.web.graph import exact, looped
 from rnn_edge.web.modules import in_one
@@ -82,8 +83,7 @@ def model_files(bundle: Bundle) -> dict[str, bytes]:
             tokenizer that the page cannot load.
     """
     manifest = bundle.manifest
-    names = {spec.file for spec in manifest.tokenizers.values()}
-    files = {name: bundle.read(name) for name in sorted(names)}
+    files = {spec.file: load_tokenizer(bundle, spec).content for spec in manifest.tokenizers.values()}
     for name, content in files.items():
         _check_tokenizer(content, str(bundle.path / name))
     graphs: dict[str, str] = {}
@@ -169,7 +169,7 @@ def _check_operators(content: bytes, where: str) -> None:
 
 def _check_tokenizer(content: bytes, where: str) -> None:
     """What assets/tokenizer.js knows."""
-    kind = json.loads(content)["model"]["type"]
+    kind = json.loads(content)["model"].get("type")
     if kind not in ("BPE", "WordLevel"):
         raise BundleError(
             f"{where} has a model of type {kind}, which the page cannot load",

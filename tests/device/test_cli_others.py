@@ -1,6 +1,7 @@
 """``rnn-edge models``, ``show``, ``verify`` and the group itself."""
 
 import json
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -55,10 +56,14 @@ def test_show_the_whole_manifest(cli: Cli) -> None:
     assert cli("show", str(LSTM), "--json") == (0, (LSTM / "manifest.json").read_text(encoding="utf-8"), "")
 
 
-def test_show_the_recipe(cli: Cli) -> None:
+def test_show_the_recipe(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = cli("show", "gru", "--recipe")
     assert code == 0
     assert tomllib.loads(out)["model"]["cell"] == "gru"
+    folder = copy_bundle(GRU, tmp_path / "sly", lambda value: value["provenance"].update(recipe="a\x1b]0;b\x07\n"))
+    assert cli("show", str(folder), "--recipe")[1] == "a\x1b]0;b\x07\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli("show", str(folder), "--recipe")[1] == "a␛]0;b␇\n"
 
 
 def test_verify(cli: Cli) -> None:

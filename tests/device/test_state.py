@@ -122,6 +122,7 @@ def test_a_step_beyond_64_bits(path: Path) -> None:
         {"h0": np.zeros((2, 32), np.float64)},
         {"h0": np.full((2, 32), np.nan, np.float32)},
         {"h0": np.full((2, 32), np.inf, np.float32)},
+        {name: np.zeros((0, 32), np.float32) for name in ("h0", "c0", "h1", "c1")},
     ],
 )
 def test_tensors_that_do_not_fit(path: Path, tensors: dict[str, Any]) -> None:

@@ -204,7 +204,9 @@ def test_operators_of_other_domains_are_named(tmp_path: Path) -> None:
 def test_a_tokenizer_that_the_page_cannot_load_is_named(tmp_path: Path) -> None:
     folder = copy_bundle(ROOT / "tests/data/gru", tmp_path / "gru")
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    content["model"]["type"] = "WordPiece"
+    vocabulary = content["model"]["vocab"]
+    content["model"] = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "vocab": vocabulary}
+    content["model"]["max_input_chars_per_word"] = 9
     replace_file(folder, "tokenizer.json", json.dumps(content).encode())
     with pytest.raises(BundleError, match=r"tokenizer\.json has a model of type WordPiece, which the page cannot load"):
         model_files(open_bundle(folder))

@@ -1,5 +1,6 @@
 """``node run.mjs``: text to stdout, the rest to stderr, errors in two lines."""
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.translator import Translator
+from rnn_edge.web.site import ASSETS
 from tests.device.tiny import copy_bundle
 from tests.web.conftest import ROOT
 
@@ -47,6 +49,22 @@ def test_lines_are_translated(run: Run) -> None:
     for beam in (1, 4):
         expected = translator.translate(text, translator.options(beam=beam)).text
         assert run(ROOT / "models/en-fr", "--beam", str(beam), text=text).stdout == expected
+
+
+def test_texts_between_sentences(node: str, tmp_path: Path) -> None:
+    """No emoji is cut in two, and languages without spaces get some in those with them."""
+    script = tmp_path / "try.mjs"
+    script.write_text(
+        f"import {{ gapAfter, splitLong }} from {json.dumps((ASSETS / 'sentences.js').as_uri())};\n"
+        "const pieces = splitLong((text) => [...text].length, 'a' + '🌍'.repeat(20), 3);\n"
+        "console.log(JSON.stringify([pieces.every((piece) => piece.isWellFormed()), pieces.join('')]));\n"
+        "console.log(JSON.stringify([gapAfter('', '我爱你。', 'I love you.'), gapAfter('', '我爱你。', '愛してる。'),"
+        " gapAfter('\\n', '我爱你。', 'I love you.'), gapAfter('', 'a.', 'b.')]));\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([node, script], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines == [[True, "a" + "🌍" * 20], [" ", "", "\n", ""]]
 
 
 def test_the_golden_transcripts_are_replayed(run: Run, tmp_path: Path) -> None:

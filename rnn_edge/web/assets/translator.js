@@ -4,7 +4,7 @@ import { beamSearch } from "./beam.js";
 import { RnnEdgeError } from "./errors.js";
 import { parseSeed } from "./noise.js";
 import { argmax, logNormaliser, Sampler, samplingOptions } from "./sampling.js";
-import { oneLine, splitLong, splitSentences } from "./sentences.js";
+import { gapAfter, oneLine, splitLong, splitSentences } from "./sentences.js";
 import { StreamDecoder } from "./text.js";
 
 const encoder = new TextEncoder();
@@ -77,17 +77,20 @@ export class Translation {
     const { translator } = this;
     const { longest, language } = translator.manifest.source;
     const { sentences, gaps } = splitSentences(this.text, this.split ? language : null);
-    let number = 0;
-    for (const [index, whole] of sentences.entries()) {
-      if (gaps[index]) yield { gap: gaps[index] };
-      const parts = splitLong((text) => translator.sourceTokenizer.encode(text).length, whole, longest);
-      for (const [place, part] of parts.entries()) {
-        if (this.cancelled) return;
-        yield* this.#sentence(part.trim(), number++);
-        if (place < parts.length - 1) yield { gap: part.slice(part.trimEnd().length) };
-      }
+    const length = (text) => translator.sourceTokenizer.encode(text).length;
+    const parts = sentences.flatMap((sentence, index) => {
+      const found = splitLong(length, sentence, longest).map((part) => ({ text: part.trim(), gap: part.slice(part.trimEnd().length) }));
+      found.at(-1).gap += gaps[index + 1];
+      return found;
+    });
+    if (gaps[0]) yield { gap: gaps[0] };
+    for (const [number, { text, gap }] of parts.entries()) {
+      if (this.cancelled) return;
+      const translation = yield* this.#sentence(text, number);
+      if (this.cancelled) return;
+      const behind = number < parts.length - 1 ? gapAfter(gap, text, translation) : gap;
+      if (behind) yield { gap: behind };
     }
-    if (!this.cancelled) yield { gap: gaps.at(-1) };
   }
 
   async *#sentence(text, number) {
@@ -139,6 +142,7 @@ export class Translation {
     }
     result.text = oneLine(new TextDecoder("utf-8", { ignoreBOM: true }).decode(joined(result.pieces)).replace(/^ +/u, ""));
     yield { sentence: number, result };
+    return result.text;
   }
 
   /** The bytes of a target token; of an unknown one, if asked for, those of the source word it looks at. */

@@ -14,13 +14,13 @@ let model = null;
 let making = null;
 
 const turns = new MessageChannel();
-let resume = null;
-turns.port1.onmessage = () => resume();
+const waiting = []; // what goes on after its turn, first come first served
+turns.port1.onmessage = () => waiting.shift()();
 
 /** Let messages in. A timer would wait four milliseconds. */
 function turn() {
   return new Promise((done) => {
-    resume = done;
+    waiting.push(done);
     turns.port2.postMessage(null);
   });
 }
@@ -121,9 +121,9 @@ async function generate({ run, options, pace }) {
     self.postMessage(chunk, [ids.buffer, probabilities.buffer, units.buffer]);
     const wait = pace ? (mine.count / pace) * 1000 - (performance.now() - started) : 0;
     await (wait > 4 ? new Promise((done) => setTimeout(done, wait)) : turn());
-    if (making !== mine) return;
+    if (making !== mine) break; // for another text, or to prove something
   }
-  self.postMessage({ kind: "done", run, reason: mine.finishReason, count: mine.count, seconds: mine.seconds, readSeconds: mine.readSeconds });
+  self.postMessage({ kind: "done", run, reason: making === mine ? mine.finishReason : "interrupt", count: mine.count, seconds: mine.seconds, readSeconds: mine.readSeconds });
 }
 
 /**
@@ -164,13 +164,14 @@ async function translate({ run, text, options }) {
     if (logits) Object.assign(told, likeliest(logits, [0], [event.token], logits.length));
     self.postMessage({ kind: "event", run, event: told, count: mine.count, seconds: mine.seconds });
     await turn();
-    if (making !== mine) return;
+    if (making !== mine) break;
   }
   self.postMessage({ kind: "done", run, reason: mine.cancelled ? "interrupt" : "end", count: mine.count, seconds: mine.seconds });
 }
 
 async function verify() {
   making?.cancel();
+  const mine = (making = { cancel() {} });
   const { golden = [], golden_translations: translations = [] } = model.manifest;
   const total = { steps: 0, explained: 0, unexplained: 0 };
   for (const transcript of [...golden, ...translations]) {
@@ -179,6 +180,7 @@ async function verify() {
     total.explained += explained;
     total.unexplained += unexplained.length;
     await turn();
+    if (making !== mine) return self.postMessage({ kind: "verified" }); // a text needs the model
   }
   self.postMessage({ kind: "verified", ...total });
 }

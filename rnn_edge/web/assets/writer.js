@@ -243,7 +243,7 @@ function shell({ name, sampling }, options) {
   const quote = (value) => (/^[\w.,:/-]+$/.test(value) ? value : `'${value.replace(/'/g, "'\\''")}'`);
   const parts = [["generate", quote(name)]];
   if (options.prompt) parts.push(["--prompt", quote(options.prompt)]);
-  parts.push(["--seed", options.seed], ["--temperature", options.temperature], ["--max-tokens", options.maxTokens]);
+  parts.push(["--seed", quote(String(options.seed))], ["--temperature", options.temperature], ["--max-tokens", options.maxTokens]);
   if (options.topK !== sampling.top_k) parts.push(["--top-k", options.topK]);
   if (options.topP !== sampling.top_p) parts.push(["--top-p", options.topP]);
   if (options.minP !== sampling.min_p) parts.push(["--min-p", options.minP]);

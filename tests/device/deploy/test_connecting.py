@@ -3,12 +3,14 @@
 import importlib.util
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rnn_edge.deploy import agent, connection
+from rnn_edge.deploy import agent, connection, wheels
 from rnn_edge.deploy.connection import Connection
 from rnn_edge.deploy.deployment import Options
 from rnn_edge.deploy.fleet import Fleet
@@ -116,6 +118,38 @@ def test_no_venv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(agent.AgentError, match="cannot make virtual environments") as caught:
         agent.Agent().install("x", [], {"a.whl": "0"}, offline=True)
     assert "apt install" in caught.value.hint
+
+
+def test_devices_that_are_alike_share_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RNN_EDGE_CACHE", str(tmp_path))
+    calls: list[Path] = []
+
+    def fetch(_requirements: object, _platforms: object, _version: object, folder: Path) -> None:
+        calls.append(folder)
+        time.sleep(0.1)
+        (folder / "a.whl").touch()
+
+    monkeypatch.setattr(wheels, "_download", fetch)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: wheels.download(["a==1"], "x86_64", ["glibc", "2.36"], "3.11.2"), range(4)))
+    assert len(calls) == 1
+    assert [[path.name for path in paths] for paths in found] == [["a.whl"]] * 4
+
+
+def test_releases_follow_one_another_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A board without a clock of its own may begin each day in 1970."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    device = agent.Agent()
+    for folder in (device.releases, device.environments, device.objects):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, now in (("a", 3000), ("b", 4000), ("c", 10), ("d", 20), ("e", 15)):
+        folder = device.releases / name
+        folder.mkdir()
+        (folder / "release.json").write_text("{}")
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        device.switch(name, keep=3)
+    assert device._names() == ["c", "d", "e"]
+    assert (device._current_name(), device.rollback()) == ("e", "d")
 
 
 def test_platforms() -> None:

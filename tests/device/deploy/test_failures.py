@@ -212,7 +212,12 @@ def test_two_at_once(device: Device) -> None:
     assert wait_for_lock(device, GRU).ok
 
 
-def test_an_interrupt_leaves_the_old_release_and_no_lock(device: Device, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda kind: kind.name)
+def test_an_interrupt_leaves_the_old_release_and_no_lock(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
+) -> None:
+    (tmp_path / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
     bundle, line = large(tmp_path), Line(device.server.port, 1_000_000, stall=True)
     stalled = device.server.device(f"{device.name}-stalled", tmp_path / "data", port=line.port)
     program = (
@@ -224,12 +229,13 @@ def test_an_interrupt_leaves_the_old_release_and_no_lock(device: Device, tmp_pat
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert line.reached.wait(20)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(kind)
         _, err = process.communicate(timeout=20)
     finally:
         line.close()
         process.kill()
     assert process.returncode == 130, err
+    assert list((tmp_path / "t").iterdir()) == []  # the connection's folder
     assert "Traceback" not in err
     assert device.runs == "lstm"
     assert wait_for_lock(device, bundle).ok
