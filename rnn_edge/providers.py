@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,9 +67,11 @@ def open_session(
             runtime.preload_dlls()
         # TF32 would put the ids of fp32 weights at the mercy of the GPU's generation.
         providers = [(_CUDA, {"use_tf32": "0", _CAPTURE: "1" if capture else "0"}), _CPU]
+    printed: Any = io.StringIO() if len(providers) > 1 else sys.stdout
     try:
-        # Its own fallback prints, and hides why.
-        session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+        # Its own fallback hides why, and prints; versions of 2025 know no other way.
+        with contextlib.redirect_stdout(printed):
+            session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # the runtime's exceptions share no base class
         if len(providers) > 1 and capture:
             return open_session(content, where, device=device, threads=threads, integers=integers)

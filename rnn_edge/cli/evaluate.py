@@ -232,7 +232,7 @@ def _language_model(
     if len(ids) < 2:
         raise DataError(f"{data[0]} has {len(ids)} tokens", "give at least two")
     found = []
-    covered = model.tokenizer.covered(text, ids)
+    covered = model.tokenizer.covered(text, ids) if unknown == "skip" else len(text)
     characters = covered - len(model.tokenizer.decode(ids[:1]))  # the first token is not scored
     with render.progress("state carried") as progress:
         found.append(carried_loss(model, ids, characters, progress))

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
+import onnxruntime
 import pytest
 
+from rnn_edge import providers
 from rnn_edge.buffers import Buffer
-from rnn_edge.errors import BundleError
+from rnn_edge.errors import BundleError, DeviceError
 from rnn_edge.language_model import LanguageModel
+from rnn_edge.providers import open_session
 from tests.device.pretended_cuda import pretend_cuda
 from tests.device.test_cuda import *  # noqa: F403  # all of them
 from tests.device.tiny import LSTM
@@ -43,3 +46,19 @@ def test_what_is_forgotten_shows(forgotten: str, settings: dict[str, Any], monke
         monkeypatch.setattr(Buffer, "read", lambda self: self.array)
         with pytest.raises((BundleError, AssertionError), match=r"not read before|assert"):
             assert texts(**settings) == expected
+
+
+def test_a_runtime_that_falls_back_by_itself_prints_into_no_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ONNX Runtime did when its provider could not start: lines on stdout, and a session on the CPU."""
+
+    def falls_back(content: bytes, options: onnxruntime.SessionOptions, **_: Any) -> onnxruntime.InferenceSession:
+        print("EP Error: CUDA failure 100")
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(providers._import_runtime(), "InferenceSession", falls_back)
+    assert open_session((LSTM / "step.onnx").read_bytes(), "step", device="auto").get_inputs()
+    with pytest.raises(DeviceError, match="could not start CUDA and fell back"):
+        open_session((LSTM / "step.onnx").read_bytes(), "step", device="cuda")
+    assert capsys.readouterr().out == ""

@@ -85,7 +85,7 @@ def evaluate_run(
         found.append(Loss(method, nats, count, characters, perf_counter() - started))
 
     every, ids = len(tokens) - 1, tokens.tolist()
-    covered = source.tokenizer.covered(text, ids)
+    covered = source.tokenizer.covered(text, ids) if unknown == "skip" else len(text)
     characters = covered - len(source.tokenizer.decode(ids[:1]))  # the first token is not scored
     measure("state carried from a zero start", lambda: carried_loss(model, tokens), every, characters)
     if every >= block:
