@@ -150,7 +150,7 @@ def test_what_has_a_default() -> None:
             lambda value: value["golden_translations"][6]["source"].append(300),
             "golden_translations[6].source is empty or outside the vocabulary of 300",
         ),
-        (lambda value: value["golden_translations"][1]["margins"].pop(), "golden_translations[1] has lists of diff"),
+        (lambda value: value["golden_translations"][1]["margins"].pop(), "golden_translations[1] has no tokens"),
         (
             lambda value: value["golden_translations"][2]["best"].__setitem__(0, 300),
             "golden_translations[2] has a token outside the vocabulary of 300",
