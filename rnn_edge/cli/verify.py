@@ -32,7 +32,7 @@ def verify(
 
     found = []
     started = perf_counter()
-    for finding in run_checks(open_bundle(bundle), device=device, threads=threads):  # type: ignore[arg-type]
+    for finding in run_checks(open_bundle(bundle), device=device, threads=threads):  # type: ignore[arg-type]  # checked there
         found.append(finding)
         if as_json:
             typer.echo(json.dumps(asdict(finding)))

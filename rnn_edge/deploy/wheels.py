@@ -38,8 +38,6 @@ def download(requirements: Sequence[str], machine: str, libc: Sequence[str], pyt
             try:
                 with new_folder(target, force=False) as folder:
                     _download(requirements, platforms, version, folder)
-            except DeployError:
-                raise
             except RnnEdgeError:
                 if not target.is_dir():  # else another process was faster
                     raise

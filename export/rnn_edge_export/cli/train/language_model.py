@@ -92,7 +92,7 @@ def language_model(
             plan = session.claim_data(
                 plan,
                 texts.hashes,
-                corpus,
+                texts.corpus.paths,
                 resume=resume,
                 initial_sha256=initial.sha256 if initial else "",
             )

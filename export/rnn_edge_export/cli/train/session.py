@@ -127,7 +127,8 @@ def claim_data(plan: R, hashes: dict[str, str], files: Sequence[Path], *, resume
         if not initial_sha256:  # going on with another text is what weights to start from are for
             typer.echo(f"note: {corpus} is not the corpus that the recipe names ({data.title})", err=True)
         plan, data = replace(plan, title=""), DataRecipe()
-    title = " and ".join(file.name for file in files)
+    first, *others = [file.name for file in files]
+    title = f"{first} and {len(others)} more files" if len(others) > 1 else " and ".join([first, *others])
     found: dict[str, Any] = {"title": data.title or title, "initial_sha256": initial_sha256, **hashes}
     return replace(plan, data=replace(data, **found))
 
