@@ -10,7 +10,7 @@ text, all contenders in turns on the same weights:
 - the same with four steps in one graph, as on the CPU; on CUDA only if this shows that it pays;
 - rnn-edge step by step, as where tokens are filtered: logits come back, NumPy chooses;
 - rnn-edge from end to end: ``generate_batch``, whose texts are strings, greedy and, for the cost of noise, drawn;
-- PyTorch: ``nn.LSTM``, the cell written out, both eager; the cell as a CUDA graph of its own; the cell compiled, which
+- PyTorch: ``nn.LSTM`` and the cell written out, both eager and as CUDA graphs of their own; the cell compiled, which
   takes minutes and therefore comes last, for all sizes of batches (``--no-compile`` leaves it out).
 
 All compute fp32 in fp32: no TF32. Tokens are compared before anything is timed. Targets: one stream at least 3 times as
@@ -165,6 +165,7 @@ def pytorch(network: Network, device: str, batch: int, *, compiled: bool) -> dic
         found["PyTorch, written-out cell"] = _Torch(cell, zero)
         if device == "cuda":
             found["PyTorch, CUDA graph"] = _Captured(cell, zero)
+            found["PyTorch, nn.LSTM, CUDA graph"] = _Captured(module, stacked)
     return {name: contender.write for name, contender in found.items()}
 
 
@@ -191,7 +192,7 @@ class _Captured:
     @torch.no_grad()
     def __init__(self, module: Callable[..., Any], zero: list[Tensor]) -> None:
         self._state = [tensor.clone() for tensor in zero]
-        self._tokens = torch.zeros(len(zero[0]), dtype=torch.int64, device=zero[0].device)
+        self._tokens = torch.zeros(zero[0].shape[-2], dtype=torch.int64, device=zero[0].device)
         self._found = torch.zeros(STEPS, dtype=torch.int64, device=zero[0].device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -15,7 +15,7 @@ class Buffer:
         from onnxruntime import OrtValue
 
         self.array = array  # kept alive here: on the CPU the value only points to it
-        self._on_cpu = device == "cpu"
+        self._device, self._on_cpu = device, device == "cpu"
         self.value = OrtValue.ortvalue_from_numpy(array, device, 0)
 
     def write(self, content: Any) -> None:  # whatever NumPy can put there
@@ -33,3 +33,20 @@ class Buffer:
         if not self._on_cpu:
             np.copyto(self.array, self.value.numpy())
         return self.array
+
+
+class Ring(Buffer):
+    """Tensors of one shape [slots, …], each bound by itself, but sent and read in one go: a copy costs microseconds."""
+
+    def bind_input(self, binding: Any, name: str, slot: int) -> None:
+        """The graph reads ``name`` from this slot."""
+        binding.bind_input(name, *self._place(slot))
+
+    def bind_output(self, binding: Any, name: str, slot: int) -> None:
+        """The graph writes ``name`` to this slot."""
+        binding.bind_output(name, *self._place(slot))
+
+    def _place(self, slot: int) -> tuple[Any, ...]:
+        """Device and its number, type, shape and address, as the runtime takes them."""
+        part = self.array[slot]
+        return self._device, 0, part.dtype.type, part.shape, self.value.data_ptr() + slot * part.nbytes

@@ -6,13 +6,14 @@ choice (``choice``) is a few more nodes of the graph, and a burst of steps runs 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_edge.buffers import Buffer
+from rnn_edge.buffers import Buffer, Ring
 from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, WEIGHTS, Filters
 from rnn_edge.providers import run_failure
 from rnn_edge.sampling import Logits
@@ -22,12 +23,26 @@ from rnn_edge.unrolling import STEPS, numbered
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
     from rnn_edge.stepper import StepGraph
 
 DEPTH = 8  # steps of a burst at most, and states that are kept
 BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run of a session with the same buffers each time."""
+
+    session: InferenceSession
+    binding: Any  # which has no type in the runtime
+    waiting: RunOptions | None
+    hurrying: RunOptions | None
+
+    def start(self, *, wait: bool) -> None:
+        """Without waiting, a GPU has the run only in its queue: one of the same session has to come and wait."""
+        self.session.run_with_iobinding(self.binding, self.waiting if wait else self.hurrying)
 
 
 class Chooser:
@@ -48,16 +63,13 @@ class Chooser:
         size = manifest.tokenizer.vocabulary_size
         self._temperature = Buffer(np.ones(1, np.float32), device)
         slots = range(DEPTH)
-        self._ids = np.zeros((DEPTH, batch), np.int64)
-        self._tokens = [Buffer(self._ids[slot], device) for slot in slots]
-        self._noise_values = np.zeros((DEPTH, batch, size), np.float32)
-        self._noise = [Buffer(self._noise_values[slot], device) for slot in slots]
+        self._tokens = Ring(np.zeros((DEPTH, batch), np.int64), device)
+        self._noise = Ring(np.zeros((DEPTH, batch, size), np.float32), device)
         self._logits = [Buffer(np.zeros((batch, size), np.float32), device) for _ in slots]
         self._states = [
             {name: Buffer(array, device) for name, array in zero_state(manifest, batch).tensors.items()} for _ in slots
         ]
-        # By first slot and number of steps. What is called, its binding and its options have no types in the runtime.
-        self._bindings: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+        self._bindings: dict[tuple[int, int], _Run] = {}  # by first slot and number of steps
         self._weight_values = np.ones((STEPS, size), np.float32)
         self._weights = [Buffer(row, device) for row in self._weight_values]
         self._silence = np.zeros(size, np.float32)
@@ -77,7 +89,8 @@ class Chooser:
         self.length = 1
         for name, tensor in state.tensors.items():
             self._states[0][name].write(tensor)
-        self._tokens[0].write(tokens)
+        self._tokens.array[0] = tokens
+        self._tokens.send()
         self._temperature.write(temperature)
         self._silence[:] = 0
         if barred is not None:
@@ -90,9 +103,8 @@ class Chooser:
             buffer = self._states[self._slot][name]
             buffer.read()[rows] = tensor
             buffer.send()
-        fed = self._tokens[self._slot]
-        fed.read()[rows] = tokens
-        fed.send()
+        self.tokens[rows] = tokens
+        self._tokens.send()
 
     def weigh(self, fill: Callable[[Logits], None]) -> None:
         """``fill`` in what a repeat penalty weighs the logits of the next ``STEPS`` steps with [STEPS, vocabulary]."""
@@ -106,31 +118,31 @@ class Chooser:
         ``noise`` is [count, vocabulary] for all streams, or [count, batch, vocabulary].
         """
         slots = [(self._slot + index) % DEPTH for index in range(count)]
+        changed = self._noisy.intersection(slots) if noise is None else slots
         if noise is None:
-            for slot in self._noisy.intersection(slots):
-                self._noise[slot].write(self._silence)
             self._noisy.difference_update(slots)
+            self._noise.array[list(changed)] = self._silence
         else:
-            self._noise_values[slots] = noise if noise.ndim == 3 else noise[:, None]
-            for slot in slots:
-                self._noise[slot].send()
             self._noisy.update(slots)
+            self._noise.array[slots] = noise if noise.ndim == 3 else noise[:, None]
+        if changed:
+            self._noise.send()
         runs, made = self._runs(count)
         began = perf_counter()
         try:
-            for run, binding, options in runs:
-                run(binding, options)
+            for run, following in zip(runs, (*runs[1:], None), strict=True):
+                run.start(wait=following is None or following.session is not run.session)
         except Exception as error:  # the runtime's exceptions share no base class
             raise run_failure(self._where, error) from error
         self._slot = (self._slot + count) % DEPTH
         self._ran = count
-        for slot in slots:
-            self._tokens[(slot + 1) % DEPTH].read()
+        ids = self._tokens.read()
         seconds = (perf_counter() - began) / made
         self.length = max(1, min(DEPTH, int(BURST_SECONDS / max(seconds, 1e-9))))
         if self._unrolled:
             self._unrolled.note(self.filters, count, seconds)
-        return self._ids[[(slot + 1) % DEPTH for slot in slots]]
+        chosen: NDArray[np.int64] = ids[[(slot + 1) % DEPTH for slot in slots]]
+        return chosen
 
     def logits(self, index: int) -> Logits:
         """Of step ``index`` of the last burst [batch, vocabulary]."""
@@ -139,7 +151,7 @@ class Chooser:
     @property
     def tokens(self) -> NDArray[np.int64]:
         """What is fed next [batch]; a view."""
-        fed: NDArray[np.int64] = self._ids[self._slot]
+        fed: NDArray[np.int64] = self._tokens.array[self._slot]
         return fed
 
     def state(self, taken: int | None = None) -> State:
@@ -148,8 +160,8 @@ class Chooser:
         values = self._states[(self._slot - self._ran + taken) % DEPTH]
         return State({name: buffer.read().copy() for name, buffer in values.items()})
 
-    def _runs(self, count: int) -> tuple[list[tuple[Any, Any, Any]], int]:
-        """What to call, with which binding and options, for ``count`` steps, and how many it makes."""
+    def _runs(self, count: int) -> tuple[list[_Run], int]:
+        """What makes ``count`` steps, and how many it makes."""
         several = self._several
         if several is None and self._unrolled:
             several = self._several = self._unrolled.session(self.filters)
@@ -164,9 +176,9 @@ class Chooser:
             made += steps
         return found, made
 
-    def _bind(self, session: InferenceSession, slot: int, steps: int) -> tuple[Any, Any, Any]:
+    def _bind(self, session: InferenceSession, slot: int, steps: int) -> _Run:
         graph, binding = self._graph, session.io_binding()
-        binding.bind_ortvalue_input("token", self._tokens[slot].value)
+        self._tokens.bind_input(binding, "token", slot)
         binding.bind_ortvalue_input(TEMPERATURE, self._temperature.value)
         for pair in graph.manifest.state:
             binding.bind_ortvalue_input(pair.input, self._states[slot][pair.input].value)
@@ -176,11 +188,11 @@ class Chooser:
             def name(plain: str, step: int = step) -> str:
                 return plain if steps == 1 else numbered(plain, step)
 
-            binding.bind_ortvalue_input(name(NOISE), self._noise[here].value)
+            self._noise.bind_input(binding, name(NOISE), here)
             if self.filters.penalty != 1:
                 binding.bind_ortvalue_input(name(WEIGHTS), self._weights[step].value)
             binding.bind_ortvalue_output(name("logits"), self._logits[here].value)
-            binding.bind_ortvalue_output(name(CHOICE), self._tokens[following].value)
+            self._tokens.bind_output(binding, name(CHOICE), following)
             for pair in graph.manifest.state:
                 binding.bind_ortvalue_output(name(pair.output), self._states[following][pair.input].value)
-        return session.run_with_iobinding, binding, graph.capture(session)
+        return _Run(session, binding, *graph.capture(session))

@@ -20,6 +20,7 @@ DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 _PROCESSOR = Path("/proc/cpuinfo")
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _CAPTURE, _CAPTURED_AS = "enable_cuda_graph", "gpu_graph_id"  # options of the provider, and of a run
+_HURRY = "disable_synchronize_execution_providers"
 
 
 def open_session(
@@ -148,13 +149,15 @@ def captures_graphs(session: InferenceSession) -> bool:
     return bool(session.get_provider_options().get(_CUDA, {}).get(_CAPTURE) == "1")
 
 
-def capturing_run(number: int) -> RunOptions:
+def capturing_run(number: int, *, wait: bool = True) -> RunOptions:
     """Options of runs with the same buffers each time: the first is captured under this number, the others replay it.
 
-    The first executes the graph twice, so it may not write what it reads. The number −1 captures nothing.
+    The first executes the graph twice, so it may not write what it reads. The number −1 captures nothing. Without
+    waiting, a run may return before it is done: what it writes is there after another of the same session that waits.
     """
     options = _import_runtime().RunOptions()
     options.add_run_config_entry(_CAPTURED_AS, str(number))
+    options.add_run_config_entry(_HURRY, "0" if wait else "1")
     return options
 
 

@@ -119,10 +119,15 @@ class StepGraph:
             self._reordering_session = reordering_session(widths, self.device)
         return Reordering(self._reordering_session, sides, self.device)
 
-    def capture(self, session: InferenceSession) -> RunOptions | None:
-        """Options of runs that always use the same buffers: on CUDA the first is captured, the others replay it."""
+    def capture(self, session: InferenceSession) -> tuple[RunOptions | None, RunOptions | None]:
+        """Options of runs that always use the same buffers: on CUDA the first is captured, the others replay it.
+
+        With the first options a run waits until it is done, with the second it does not (``capturing_run``).
+        """
+        if not captures_graphs(session):
+            return None, None
         self._captured += 1
-        return capturing_run(self._captured) if captures_graphs(session) else None
+        return capturing_run(self._captured), capturing_run(self._captured, wait=False)
 
     def step(self, tokens: Tokens, state: State) -> tuple[Logits, State]:
         """One step without side effects: tokens int64 [batch], state → logits [batch, vocabulary], next state."""

@@ -3,13 +3,15 @@
 Sessions "on CUDA" compute on the CPU, but on copies of the arrays, and what they should not be able to get away with is
 made to show: what a graph has written is garbage on the host until it is read from the device, an input that was
 changed on the host and not sent is an error, and so are a captured run that is replayed with other addresses or writes
-what it reads. Of runs with one number the first executes three times. What it cannot show: streams and their order.
+what it reads, and a read before runs that did not wait are done. Of runs with one number the first executes three
+times. What it cannot show: streams and their order.
 """
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnxruntime
@@ -20,24 +22,34 @@ if TYPE_CHECKING:
     import pytest
     from numpy.typing import NDArray
 
-_CUDA = "CUDAExecutionProvider"
+_CUDA, _HURRY = "CUDAExecutionProvider", "disable_synchronize_execution_providers"
 _VALUES = onnxruntime.OrtValue
 
 
 class _Value:
     """An OrtValue on the device."""
 
+    all: ClassVar[weakref.WeakSet[_Value]] = weakref.WeakSet()
+    underway: ClassVar[set[int]] = set()  # sessions of which a run was not waited for
+
     def __init__(self, array: NDArray[Any]) -> None:
         assert array.flags.c_contiguous
+        self.all.add(self)
         self.host, self.device = array, array.copy()
         self.real = _VALUES.ortvalue_from_numpy(self.device)
         self.is_known = True  # on the host, what a graph has written
 
+    def data_ptr(self) -> int:
+        address: int = self.real.data_ptr()
+        return address
+
     def update_inplace(self, array: NDArray[Any]) -> None:
+        assert not self.underway, "sent while a run is underway"
         self.device[...] = array
         self.is_known = True
 
     def numpy(self) -> NDArray[Any]:
+        assert not self.underway, "read while a run is underway"
         self.is_known = True
         return self.device.copy()
 
@@ -54,20 +66,42 @@ class _Value:
         self.host[...] = np.nan if self.host.dtype == np.float32 else 1
 
 
+def _owner(address: int) -> _Value:
+    """Whose memory this is."""
+    found = [value for value in _Value.all if 0 <= address - value.data_ptr() < value.device.nbytes]
+    assert len(found) == 1, "an address that is not on the device"
+    return found[0]
+
+
 class _Binding:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.real = session.io_binding()
         self.inputs: dict[str, _Value] = {}
         self.outputs: dict[str, Any] = {}  # those on the CPU are the runtime's own
+        self.addresses: dict[str, int] = {}
+
+    def bind_input(self, name: str, device: str, number: int, *place: Any) -> None:
+        assert device == "cuda"
+        self.real.bind_input(name, "cpu", number, *place)
+        self.addresses[name] = place[-1]
+        self.inputs[name] = _owner(place[-1])
+
+    def bind_output(self, name: str, device: str, number: int, *place: Any) -> None:
+        assert device == "cuda"
+        self.real.bind_output(name, "cpu", number, *place)
+        self.addresses[name] = place[-1]
+        self.outputs[name] = _owner(place[-1])
 
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
         assert isinstance(value, _Value), f"{name} is not on the device"
         self.real.bind_ortvalue_input(name, value.real)
         self.inputs[name] = value
+        self.addresses[name] = value.data_ptr()
 
     def bind_ortvalue_output(self, name: str, value: Any) -> None:
         self.real.bind_ortvalue_output(name, value.real if isinstance(value, _Value) else value)
         self.outputs[name] = value
+        self.addresses[name] = value.data_ptr()
 
 
 class _Session:
@@ -91,8 +125,12 @@ class _Session:
         return _Binding(self._real)
 
     def run_with_iobinding(self, binding: _Binding, options: onnxruntime.RunOptions | None = None) -> None:
+        assert _Value.underway <= {id(self)}, "a run of another session is underway"
         for name, value in binding.inputs.items():
             value.check(name)
+        _Value.underway.discard(id(self))
+        if options is not None and self._captures and options.get_run_config_entry(_HURRY) == "1":
+            _Value.underway.add(id(self))
         for _ in range(self._executions(binding, options)):
             self._real.run_with_iobinding(binding.real)
         for value in binding.outputs.values():
@@ -106,11 +144,11 @@ class _Session:
         number = options.get_run_config_entry("gpu_graph_id")
         if number == "-1":
             return 1
-        addresses = {name: value.real.data_ptr() for name, value in binding.inputs.items()}
+        addresses = binding.addresses
+        read = {addresses[name] for name in binding.inputs}
         for name, value in binding.outputs.items():
             assert isinstance(value, _Value), f"{name} of a captured run is not on the device"
-            assert value.real.data_ptr() not in addresses.values(), f"a captured run reads and writes {name}"
-            addresses[f"to {name}"] = value.real.data_ptr()
+            assert addresses[name] not in read, f"a captured run reads and writes {name}"
         first = number not in self._captured
         assert self._captured.setdefault(number, addresses) == addresses, f"graph {number} has other addresses"
         return 3 if first else 1
