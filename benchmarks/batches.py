@@ -20,7 +20,7 @@ from benchmarks.common import CELLS, CHARACTERS, interleave, machine, network_si
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.manifest import Architecture
 from rnn_edge.providers import open_session
-from rnn_edge.stepper import Stepper
+from rnn_edge.stepper import AnyStepper
 from rnn_edge_export.onnx_export import IR_VERSION, OPSET
 from rnn_edge_export.quantisation.quantise import Material, quantise
 
@@ -60,7 +60,7 @@ def main() -> None:
     print(table(["streams", "tokens/s", "× one stream", "of the peak", f"target {TARGET:g} at {AT}"], rows))
 
 
-def stepping(stepper: Stepper) -> Callable[[], None]:
+def stepping(stepper: AnyStepper) -> Callable[[], None]:
     """A turn of steps of all streams, each another token."""
     tokens = np.arange(stepper.batch) % len(CHARACTERS)
 

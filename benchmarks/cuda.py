@@ -9,7 +9,8 @@ text, all contenders in turns on the same weights:
 - rnn-edge in bursts, as texts are generated: tokens stay on the GPU, each step is a CUDA graph; in fp32 and fp16;
 - the same with four steps in one graph, as on the CPU; on CUDA only if this shows that it pays;
 - rnn-edge step by step, as where tokens are filtered: logits come back, NumPy chooses;
-- rnn-edge from end to end: ``generate_batch``, whose texts are strings, greedy and, for the cost of noise, drawn;
+- rnn-edge from end to end, up to strings: ``generate`` or ``generate_batch``, greedy, drawn for the cost of noise, and
+  one stream with a filter;
 - PyTorch: ``nn.LSTM`` and the cell written out, both eager and as CUDA graphs of their own; the cell compiled, which
   takes minutes and therefore comes last, for all sizes of batches (``--no-compile`` leaves it out).
 
@@ -48,7 +49,8 @@ from rnn_edge_export.quantisation.quantise import Material, quantise
 
 STEPS = 64
 ONE_STREAM, MANY_STREAMS = 3.0, 50.0
-DRAWN = " at 0.8"  # ends the names of contenders whose text is not greedy
+DRAWN = " at 0.8"  # in the names of contenders whose text is not greedy
+FILTER: dict[str, Any] = {"temperature": 0.8, "top_k": 40}
 BURSTS = ", bursts"  # and this of ours as they write texts
 Greedy = Callable[[], list[int]]  # writes STEPS tokens of every stream → those of the first
 
@@ -74,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         network = random_network(Shape("lstm", hidden, layers, 1))
-        bundle = export_bundle(language_model_source(network), folder / "fp32", name="fp32", lowering="cell")[0]
+        bundle = export_bundle(language_model_source(network), folder / "fp32", name="fp32")[0]
         text = Material("all characters", text=CHARACTERS * 8)
         half, _ = quantise(bundle, folder / "fp16", "fp16", name="fp16", material=text, force=True)
         print(f"\ngreedy text, lstm {hidden}x{layers}, {device}, {options.rounds} rounds of {STEPS} steps")
@@ -128,8 +130,12 @@ def ours(bundle: Bundle, precision: str, device: Device, batch: int, *, bursts_o
             found.append(int(tokens[0]))
         return found
 
-    def texts(temperature: float) -> list[int]:
-        found = model.generate_batch(prompts, batch_size=batch, max_tokens=STEPS, seed=0, temperature=temperature)
+    def text(**settings: Any) -> list[int]:
+        found = model.generate(prompts[0], max_tokens=STEPS, seed=0, **settings)
+        return model.tokenizer.encode("".join(event.text for event in found))
+
+    def texts(**settings: Any) -> list[int]:
+        found = model.generate_batch(prompts, batch_size=batch, max_tokens=STEPS, seed=0, **settings)
         first, *_ = (text.text for text in found.texts())
         return model.tokenizer.encode(first)
 
@@ -141,11 +147,17 @@ def ours(bundle: Bundle, precision: str, device: Device, batch: int, *, bursts_o
         unrolled.always()
         longer = Chooser(several, batch)
         found[f"rnn-edge {precision}, four steps a graph"] = lambda: bursts_of(longer)
-    return found | {
-        f"rnn-edge {precision}, step by step": steps,
-        f"rnn-edge {precision}, generate_batch": lambda: texts(0.0),
-        f"rnn-edge {precision}, generate_batch{DRAWN}": lambda: texts(0.8),
-    }
+    found[f"rnn-edge {precision}, step by step"] = steps
+    if batch > 1:
+        found[f"rnn-edge {precision}, generate_batch"] = lambda: texts(temperature=0.0)
+        found[f"rnn-edge {precision}, generate_batch{DRAWN}"] = lambda: texts(temperature=0.8)
+    else:
+        found[f"rnn-edge {precision}, generate"] = lambda: text(temperature=0.0)
+        found[f"rnn-edge {precision}, generate{DRAWN}"] = lambda: text(temperature=0.8)
+        for _ in model.generate(prompts[0], max_tokens=1100, seed=0, **FILTER):
+            pass  # until its filter has a graph
+        found[f"rnn-edge {precision}, generate{DRAWN}, top-k 40"] = lambda: text(**FILTER)
+    return found
 
 
 def pytorch(network: Network, device: str, batch: int, *, compiled: bool) -> dict[str, Greedy]:
@@ -226,7 +238,7 @@ def agreement(contenders: dict[str, Greedy]) -> dict[str, str]:
         for name, text in texts.items()
     }
     notes = {name: "the same" if count == STEPS else f"{count} the same" for name, count in same.items()}
-    return {name: "drawn" if name.endswith(DRAWN) else note for name, note in notes.items()}
+    return {name: "drawn" if DRAWN in name else note for name, note in notes.items()}
 
 
 if __name__ == "__main__":

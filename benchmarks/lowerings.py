@@ -28,7 +28,7 @@ from benchmarks.common import (
     table,
 )
 from rnn_edge.manifest import Cell
-from rnn_edge.stepper import StepGraph, Stepper
+from rnn_edge.stepper import AnyStepper, StepGraph
 
 SIZES = [(128, 1), (256, 2), (512, 2), (1024, 2)]
 CHUNK_SECONDS = 0.02  # long enough for the clock, short enough that both of a round meet the same machine
@@ -69,7 +69,7 @@ def compare(cell: Cell, hidden: int, layers: int, batch: int, threads: int, roun
     )
 
 
-def stepping(stepper: Stepper, count: int) -> Callable[[], None]:
+def stepping(stepper: AnyStepper, count: int) -> Callable[[], None]:
     """Walk through the vocabulary."""
     ids = [index % len(CHARACTERS) for index in range(count)]
 
@@ -80,7 +80,7 @@ def stepping(stepper: Stepper, count: int) -> Callable[[], None]:
     return work
 
 
-def steps_in(seconds: float, stepper: Stepper) -> int:
+def steps_in(seconds: float, stepper: AnyStepper) -> int:
     """About how many steps are made in so much time."""
     stepping(stepper, 5)()
     started = perf_counter()

@@ -14,6 +14,7 @@ from rnn_edge.sampling import Logits, SamplingOptions, bar
 
 _BLOCK = 65536  # values of noise drawn at once: what a draw costs beside its values is then a tenth
 _CHUNK = 65536  # and of these so many in one go, since each takes about a hundred bytes on its way
+_THREADS_CHUNK = 4 * _CHUNK  # with several threads, which wait for each other between two operations
 
 Ids = NDArray[np.int64]
 
@@ -65,7 +66,8 @@ class RowNoise:
         """Noise of these rows for the rest of the block, the choice at ``first`` being the next."""
         count = len(self._block) - first
         rows = rows[self._waits[rows] < count]
-        chunk = max(1, _CHUNK // (max(1, count) * self._size))
+        values = _THREADS_CHUNK if self._threads > 1 else _CHUNK
+        chunk = max(1, values // (max(1, count) * self._size))
 
         def draw(some: Ids) -> None:
             self._block[first:, some] = gumbel_noise_of_streams(

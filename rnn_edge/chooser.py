@@ -127,22 +127,18 @@ class Chooser:
             self._noise.array[slots] = noise if noise.ndim == 3 else noise[:, None]
         if changed:
             self._noise.send()
-        runs, made = self._runs(count)
-        began = perf_counter()
-        try:
-            for run, following in zip(runs, (*runs[1:], None), strict=True):
-                run.start(wait=following is None or following.session is not run.session)
-        except Exception as error:  # the runtime's exceptions share no base class
-            raise run_failure(self._where, error) from error
-        self._slot = (self._slot + count) % DEPTH
-        self._ran = count
-        ids = self._tokens.read()
-        seconds = (perf_counter() - began) / made
-        self.length = max(1, min(DEPTH, int(BURST_SECONDS / max(seconds, 1e-9))))
+        seconds = self._execute(count)
         if self._unrolled:
             self._unrolled.note(self.filters, count, seconds)
-        chosen: NDArray[np.int64] = ids[[(slot + 1) % DEPTH for slot in slots]]
+        chosen: NDArray[np.int64] = self._tokens.read()[[(slot + 1) % DEPTH for slot in slots]]
         return chosen
+
+    def step(self, tokens: int | NDArray[np.int64]) -> Logits:
+        """Feed these tokens in place of those chosen → logits [batch, vocabulary]."""
+        self._tokens.array[self._slot] = tokens
+        self._tokens.send()
+        self._execute(1)
+        return self.logits(0)
 
     def logits(self, index: int) -> Logits:
         """Of step ``index`` of the last burst [batch, vocabulary]."""
@@ -159,6 +155,21 @@ class Chooser:
         taken = self._ran if taken is None else taken
         values = self._states[(self._slot - self._ran + taken) % DEPTH]
         return State({name: buffer.read().copy() for name, buffer in values.items()})
+
+    def _execute(self, count: int) -> float:
+        """``count`` steps → seconds of each."""
+        runs, made = self._runs(count)
+        began = perf_counter()
+        try:
+            for run, following in zip(runs, (*runs[1:], None), strict=True):
+                run.start(wait=following is None or following.session is not run.session)
+        except Exception as error:  # the runtime's exceptions share no base class
+            raise run_failure(self._where, error) from error
+        seconds = (perf_counter() - began) / made
+        self._slot = (self._slot + count) % DEPTH
+        self._ran = count
+        self.length = max(1, min(DEPTH, int(BURST_SECONDS / max(seconds, 1e-9))))
+        return seconds
 
     def _runs(self, count: int) -> tuple[list[_Run], int]:
         """What makes ``count`` steps, and how many it makes."""

@@ -76,6 +76,6 @@ class EncoderDecoderGraphs:
     def stepper(self, encoded: Encoded) -> Stepper:
         """A decoder at its first state, with a stream for each row of ``encoded``."""
         memory = {name: np.ascontiguousarray(array) for name, array in encoded.memory.items()}
-        stepper = self.decoder.stepper(len(encoded.lengths), memory)
+        stepper = Stepper(self.decoder, len(encoded.lengths), memory)
         stepper.load(encoded.state)
         return stepper

@@ -21,7 +21,7 @@ from rnn_edge.placement import Threads, place
 from rnn_edge.providers import Device
 from rnn_edge.sampling import RepeatPenalty, Sampler, log_probability
 from rnn_edge.state import State, check_state
-from rnn_edge.stepper import StepGraph, Stepper
+from rnn_edge.stepper import AnyStepper, StepGraph
 from rnn_edge.text_stream import TextKeywords, TextOptions, TextStream
 from rnn_edge.tokenizer import Tokenizer, load_tokenizer
 from rnn_edge.unrolling import STEPS
@@ -194,7 +194,7 @@ class LanguageModel:
 class Generation(Iterator[Event]):
     """One text in the making: iterate for events, ``cancel`` to end it, ``state`` for where it stands."""
 
-    def __init__(self, graph: StepGraph, stepper: Stepper, text: TextStream, options: TextOptions) -> None:
+    def __init__(self, graph: StepGraph, stepper: AnyStepper, text: TextStream, options: TextOptions) -> None:
         self.seed = options.seed
         self._graph = graph
         self._stepper = stepper

@@ -23,7 +23,7 @@ from rnn_edge.errors import RnnEdgeError
 from rnn_edge.files import cache_folder, write_text
 from rnn_edge.machine import describe_cpu, describe_gpus
 from rnn_edge.providers import DEVICES, Device, check_device, check_threads, cuda_available
-from rnn_edge.stepper import LENGTHS, StepGraph
+from rnn_edge.stepper import LENGTHS, StepGraph, Stepper
 
 Threads = int | Literal["auto"] | None
 _SECONDS = 0.02  # of steps, for each candidate
@@ -119,7 +119,7 @@ def step_seconds(bundle: Bundle, placement: Placement, batch: int) -> float:
     }
     if memory:
         memory[LENGTHS] = np.full(batch, _SOURCE_LENGTH)
-    stepper = graph.stepper(batch, memory or None)
+    stepper = Stepper(graph, batch, memory) if memory else graph.stepper(batch)
     stepper.step(0)
     shortest, end = float("inf"), perf_counter() + _SECONDS
     while (started := perf_counter()) < end:

@@ -21,6 +21,7 @@ Given = Mapping[int, Sequence[int]]  # of some rows the tokens that come first w
 BURSTS_UP_TO = 32  # rows on the CPU
 _SHRINK_BELOW = 0.7  # of a batch still in use, on the CPU
 _SMALL = 64  # rows, with which a GPU is not busy
+_DRAWING = 4  # threads that draw noise for a GPU, whose processor is idle: more of them wait for each other
 
 
 class RowWriter(Protocol):
@@ -68,7 +69,7 @@ def row_writer(graph: StepGraph, options: TextOptions, batch: int) -> RowWriter:
     depth, noise = burst_depth(graph, options, batch), None
     if not options.sampling.greedy:
         size = graph.manifest.tokenizer.vocabulary_size
-        threads = graph.threads if graph.device == "cpu" else os.cpu_count() or 1
+        threads = graph.threads if graph.device == "cpu" else min(_DRAWING, os.cpu_count() or 1)
         noise = RowNoise(size, batch, seed=options.seed, least=max(1, depth), threads=threads)
     state, tokens = zero_state(graph.manifest, batch), np.zeros(batch, np.int64)
     return (_Bursts if depth else _Steps)(graph, options, noise, state, tokens)
@@ -91,7 +92,7 @@ class _Steps:
         self._tokens = tokens
 
     def seat(self, rows: Sequence[int], state: State, tokens: Sequence[int]) -> None:
-        self._stepper.replace(np.array(rows)[:, None], state, {})
+        self._stepper.replace(np.array(rows)[:, None], state)
         self._tokens[rows] = tokens
 
     def run(self, count: int, given: Given, recent: Iterable[Sequence[int]]) -> tuple[Ids, NDArray[np.float64] | None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_edge.errors import StateError
+from rnn_edge.errors import InvalidValueError, StateError
 from rnn_edge.files import write_bytes
 from rnn_edge.schema import SchemaError, decode, encode
 
@@ -55,7 +55,7 @@ class State:
         """The same state for ``copies`` streams each: rows are repeated in place."""
         return replace(self, tensors={name: np.repeat(tensor, copies, axis=0) for name, tensor in self.tensors.items()})
 
-    def take(self, rows: Sequence[int]) -> State:
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> State:
         """That of these streams."""
         return replace(self, tensors={name: tensor[rows] for name, tensor in self.tensors.items()})
 
@@ -150,3 +150,9 @@ def check_state(state: State, manifest: Manifest, where: str) -> None:
             )
         if not np.isfinite(tensor).all():
             raise StateError(f"{where}: {name} holds values that are not finite", mend)
+
+
+def check_streams(state: State, batch: int) -> None:
+    """Raises InvalidValueError where a state has another number of streams."""
+    if state.batch != batch:
+        raise InvalidValueError(f"the state has {state.batch} streams, not {batch}", "fork it to the batch")

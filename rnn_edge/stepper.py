@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_edge.buffers import Buffer
+from rnn_edge.captured_stepper import CapturedStepper
 from rnn_edge.choice import CHOICE, NO_FILTERS, Filters, choice_nodes
 from rnn_edge.chooser import Chooser
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.providers import Device, captures_graphs, capturing_run, run_failure
 from rnn_edge.reordering import Reordering, reordering_session
 from rnn_edge.sessions import FLOAT, INTEGER, MANY, GraphSessions, Port
-from rnn_edge.state import State, check_state, zero_state
+from rnn_edge.state import State, check_state, check_streams, zero_state
 from rnn_edge.unrolling import UnrolledGraphs
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ Logits = NDArray[np.float32]
 LENGTHS, ATTENTION = "source_lengths", "attention"
 Memory = dict[str, NDArray[Any]]  # what a decoder reads in every step: memory tensors, and the lengths of the sources
 _SPARE = 8  # choosers kept for the next text
+_CAPTURED_UP_TO = 64  # streams that are stepped one by one: with more of them a GPU is busy
 
 
 class StepGraph:
@@ -82,9 +84,10 @@ class StepGraph:
         """The session for so many streams."""
         return self._sessions.of(batch)
 
-    def stepper(self, batch: int = 1, memory: Memory | None = None) -> Stepper:
-        """Buffers for ``batch`` streams, at a zero state; ``memory`` has one row a stream."""
-        return Stepper(self, batch, memory)
+    def stepper(self, batch: int = 1) -> AnyStepper:
+        """What steps ``batch`` streams of a language model, at a zero state."""
+        captured = self._captures and 1 <= batch <= _CAPTURED_UP_TO
+        return CapturedStepper(self, batch) if captured else Stepper(self, batch)
 
     def unrolled(self, batch: int) -> UnrolledGraphs | None:
         """Graphs of several steps for so many streams, where there are any."""
@@ -140,6 +143,7 @@ class Stepper:
     """Steps ``batch`` streams at once, state held in buffers."""
 
     def __init__(self, graph: StepGraph, batch: int, memory: Memory | None = None) -> None:
+        """At a zero state; ``memory`` of a decoder has one row a stream."""
         if batch < 1:
             raise InvalidValueError(f"batch is {batch}", "use at least 1")
         self.manifest = manifest = graph.manifest
@@ -199,9 +203,9 @@ class Stepper:
                 np.take(buffer.array, rows, axis=0, out=self._states[1 - self._side][name].array, mode="clip")
         self._side = 1 - self._side
 
-    def replace(self, rows: NDArray[np.int64], state: State, memory: Memory) -> None:
+    def replace(self, rows: NDArray[np.int64], state: State, memory: Memory | None = None) -> None:
         """The streams ``rows[i]``, one or several, begin anew with row i of the state and of a memory that fits in."""
-        for name, array in memory.items():
+        for name, array in (memory or {}).items():
             buffer = self._memory[name]
             buffer.array[rows if array.ndim == 1 else (rows, slice(array.shape[1]))] = array[:, None]
             buffer.send()
@@ -221,10 +225,12 @@ class Stepper:
             StateError: names, shapes or types differ.
         """
         check_state(state, self.manifest, "the state")
-        if state.batch != self.batch:
-            raise InvalidValueError(f"the state has {state.batch} streams, not {self.batch}", "fork it to the batch")
+        check_streams(state, self.batch)
         for name, tensor in state.tensors.items():
             self._states[self._side][name].write(tensor)
+
+
+AnyStepper = Stepper | CapturedStepper
 
 
 def _buffers(arrays: Mapping[str, NDArray[Any]], device: str) -> dict[str, Buffer]:

@@ -39,7 +39,7 @@ class UnrolledGraphs:
     """The sessions of a bundle's step graph unrolled, by what they filter."""
 
     def __init__(self, bundle: Bundle, device: Device, threads: int | None) -> None:
-        """On CUDA they are not made by themselves: a step is captured there, and what they save is not known."""
+        """On CUDA only filters make them, which are computed on the CPU otherwise; single steps are captured there."""
         self._bundle, self._device, self._threads = bundle, device, threads
         self._always = False
         self._written: Counter[Filters] = Counter()  # steps
@@ -47,7 +47,9 @@ class UnrolledGraphs:
         self._sessions: dict[Filters, InferenceSession] = {}
         graph = bundle.path / bundle.manifest.graphs["step"]
         self._where = str(graph)
-        self._suits = device == "cpu" and graph.stat().st_size <= _LARGEST
+        # ONNX Runtime would widen fp16 weights once for every step.
+        is_small = graph.stat().st_size <= _LARGEST and bundle.manifest.precision != "fp16"
+        self._suits = device == "cuda" or is_small
 
     def always(self) -> None:
         """Make them at once, whatever they cost."""
@@ -66,7 +68,10 @@ class UnrolledGraphs:
             return 0
         if not self._suits or self._fastest > _SLOW or len(self._sessions) >= _MOST:
             return sys.maxsize
-        pays_after = _FILTERS_PAY_AFTER if filters.any else _PAYS_AFTER
+        if self._device == "cpu":
+            pays_after = _FILTERS_PAY_AFTER if filters.any else _PAYS_AFTER
+        else:
+            pays_after = _PAYS_AFTER if filters.any else sys.maxsize
         return max(0, pays_after - self._written[filters])
 
     def session(self, filters: Filters) -> InferenceSession | None:

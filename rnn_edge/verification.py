@@ -18,7 +18,7 @@ from rnn_edge.manifest import GoldenTranscript, GoldenTranslation, Manifest
 from rnn_edge.onnx_file import summarise
 from rnn_edge.providers import Device
 from rnn_edge.state import load_state, save_state
-from rnn_edge.stepper import StepGraph, Stepper
+from rnn_edge.stepper import AnyStepper, StepGraph
 from rnn_edge.tokenizer import Tokenizer, load_tokenizer
 
 # One row of a batch against the same row alone: other kernels may sum in another order.
@@ -141,7 +141,7 @@ def _graph(bundle: Bundle, role: str, device: str) -> Finding:
     return Finding(name, True, f"{summary.node_count} nodes on {device}, as the manifest says: {operators}")
 
 
-def replay(stepper: Stepper, transcript: GoldenTranscript | GoldenTranslation) -> Replay:
+def replay(stepper: AnyStepper, transcript: GoldenTranscript | GoldenTranslation) -> Replay:
     """Feed the recorded tokens from a first state and compare the likeliest ids.
 
     Another id is explained only where the recorded margin is below the recorded tolerance.
@@ -170,7 +170,7 @@ def resumption_difference(graph: StepGraph) -> float:
     return _resumed(graph.stepper, _tokens(graph, 32), graph.manifest)
 
 
-def _resumed(make: Callable[[], Stepper], tokens: Sequence[int], manifest: Manifest) -> float:
+def _resumed(make: Callable[[], AnyStepper], tokens: Sequence[int], manifest: Manifest) -> float:
     middle = len(tokens) // 2
     expected = make().feed(tokens).copy()
     stopped, resumed = make(), make()

@@ -24,7 +24,7 @@ from rnn_edge.translator import Translator
 
 if TYPE_CHECKING:
     from rnn_edge.encoder_decoder import Encoded
-    from rnn_edge.stepper import Stepper
+    from rnn_edge.stepper import AnyStepper
     from rnn_edge.translation import TranslationOptions
 
 _RING = 256  # random ids of a stream, used again and again
@@ -183,7 +183,7 @@ def _random_tokens(vocabulary_size: int, batch: int) -> Iterable[NDArray[np.int6
     return list(ids) if batch > 1 else ids[:, 0].tolist()
 
 
-def _step(stepper: Stepper, tokens: Iterable[NDArray[np.int64] | int], count: int) -> float:
+def _step(stepper: AnyStepper, tokens: Iterable[NDArray[np.int64] | int], count: int) -> float:
     """Seconds of ``count`` steps."""
     step = stepper.step
     for item in islice(tokens, _WARM):

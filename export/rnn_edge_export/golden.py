@@ -10,7 +10,7 @@ from rnn_edge.bundle import Bundle
 from rnn_edge.encoder_decoder import EncoderDecoderGraphs
 from rnn_edge.errors import UnknownTokenError
 from rnn_edge.manifest import GoldenTranscript, GoldenTranslation, Manifest
-from rnn_edge.stepper import StepGraph, Stepper
+from rnn_edge.stepper import AnyStepper, StepGraph
 from rnn_edge.tokenizer import load_tokenizer
 
 _STEPS = 128
@@ -60,7 +60,7 @@ def _translation(graphs: EncoderDecoderGraphs, text: str, source: list[int]) -> 
 
 
 def _follow(
-    stepper: Stepper, tokens: list[int], steps: int
+    stepper: AnyStepper, tokens: list[int], steps: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
     """Tokens fed, which are the best ids where none are given; the best id and its margin at each step."""
     fed: list[int] = []

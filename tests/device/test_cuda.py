@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rnn_edge import unrolling
 from rnn_edge.bundle import open_bundle
+from rnn_edge.captured_stepper import CapturedStepper
 from rnn_edge.choice import NO_FILTERS
 from rnn_edge.chooser import DEPTH, Chooser
+from rnn_edge.errors import InvalidValueError
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.providers import captures_graphs, cuda_available
 from rnn_edge.state import load_state, save_state, zero_state
+from rnn_edge.stepper import Stepper
 from rnn_edge.translator import Translator
 from rnn_edge.verification import verify
 from tests.device.tiny import GRU, LSTM, TRANSLATOR, WORDS
@@ -92,9 +97,45 @@ def test_reordering_and_replacing_rows(pair: tuple[LanguageModel, LanguageModel]
         stepper.step(np.array([1, 2, 3, 4]))
         stepper.reorder([3, 3, 0, 1])
         stepper.step(np.array([5, 6, 7, 8]))
-        stepper.replace(np.array([[2]]), zero_state(stepper.manifest), {})
+        stepper.replace(np.array([[2]]), zero_state(stepper.manifest))
         stepper.reorder([2, 1, 0, 0])
     assert cuda.state().largest_difference(cpu.state()) < 1e-4
+
+
+def test_steppers_share_what_is_captured(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    cuda, cpu = (model.graph for model in pair)
+    tokens = np.random.default_rng(3).integers(0, 60, (2 * DEPTH + 3, 2))
+    counts = []
+    for _ in range(3):
+        captured, plain = cuda.stepper(2), cpu.stepper(2)
+        assert isinstance(captured, CapturedStepper)
+        for index, row in enumerate(tokens):
+            assert np.abs(captured.step(row) - plain.step(row)).max() < 1e-4
+            if index == DEPTH:  # anywhere: they go on from what the other has
+                kept = captured.state()
+                captured.load(plain.state())
+                plain.load(kept)
+        assert captured.state().largest_difference(plain.state()) < 1e-4
+        assert np.abs(captured.feed([1, 2]) - plain.feed([1, 2])).max() < 1e-4
+        counts.append(cuda._captured)
+        del captured
+        gc.collect()
+    assert counts[1:] == counts[:-1]
+    with pytest.raises(InvalidValueError, match="2 streams, not 1"):
+        cuda.stepper().load(plain.state())
+    assert isinstance(cuda.stepper(65), Stepper)
+
+
+def test_filters_make_a_graph(pair: tuple[LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as it pays, in the midst of a text."""
+    monkeypatch.setattr(unrolling, "_PAYS_AFTER", 25)
+    cuda = LanguageModel.load(pair[0].bundle.path, device="cuda")
+    unrolled = cuda.graph.unrolled(1)
+    assert unrolled is not None
+    for settings in (SETTINGS[2], {"top_p": 0.8}, {"min_p": 0.1, "temperature": 1.3}):
+        for _ in range(2):
+            assert text(cuda, **settings) == text(pair[1], **settings)
+    assert len(unrolled._sessions) == 3
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.8}], ids=str)

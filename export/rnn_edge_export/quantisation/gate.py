@@ -21,7 +21,7 @@ from rnn_edge.language_model import LanguageModel
 from rnn_edge.manifest import Metric
 from rnn_edge.noise import gumbel_noise
 from rnn_edge.search import log_normalisers
-from rnn_edge.stepper import Logits, StepGraph, Stepper
+from rnn_edge.stepper import AnyStepper, Logits, StepGraph
 from rnn_edge.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -177,7 +177,7 @@ def step_seconds(original: Bundle, rounded: Bundle) -> tuple[float, float]:
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def _one_stream(bundle: Bundle) -> Stepper:
+def _one_stream(bundle: Bundle) -> AnyStepper:
     if bundle.manifest.source is None:
         return StepGraph(bundle, device="cpu").stepper()
     graphs = EncoderDecoderGraphs(bundle, device="cpu")

@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 Array = NDArray[Any]
 MICROSOFT = "com.microsoft"
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 class GraphReader:
@@ -133,3 +134,9 @@ def _rows(item: tuple[str, int]) -> onnx.ValueInfoProto:
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """The value of a node's attribute."""
     return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
+
+
+def is_step(reader: GraphReader, node: onnx.NodeProto) -> bool:
+    """Whether a recurrent operator computes a single step, not a sequence."""
+    x = reader.producers.get(node.input[0])
+    return x is not None and x.op_type == "Unsqueeze" and attribute(node, "direction", b"forward") == b"forward"

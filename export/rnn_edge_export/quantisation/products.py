@@ -58,7 +58,7 @@ class FloatProducts:
         return y if bias is None else writer.add("Add", [y, writer.constant(bias, "bias")], output=output)
 
     def joins(self, inputs: Sequence[Activation]) -> bool:
-        """See ``Products``. Fewer nodes are what counts on CUDA, for which these are."""
+        """See ``Products``."""
         return False
 
 

@@ -28,7 +28,7 @@ from rnn_edge_export.quantisation.gate import (
 )
 from rnn_edge_export.quantisation.graph import MICROSOFT, GraphReader
 from rnn_edge_export.quantisation.half import check_fits, halve
-from rnn_edge_export.quantisation.products import ROUNDED_FROM, BlockProducts, FloatProducts, Products, StaticProducts
+from rnn_edge_export.quantisation.products import ROUNDED_FROM, BlockProducts, StaticProducts
 from rnn_edge_export.quantisation.rewrite import Rewriter
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "int4")
@@ -153,14 +153,10 @@ def round_graph(content: bytes, bounded: dict[str, float], manifest: Manifest, b
     model = onnx.load_model_from_string(content)
     if manifest.precision == "fp16":
         check_fits(model.graph)
-    products: dict[Precision, Products] = {
-        "fp16": FloatProducts(),
-        "int8": StaticProducts(),
-        "int4": BlockProducts(block_size),
-    }
-    Rewriter(model.graph, bounded, products[manifest.precision]).run()
-    if manifest.precision == "fp16":
         halve(model.graph)
+    else:
+        products = StaticProducts() if manifest.precision == "int8" else BlockProducts(block_size)
+        Rewriter(model.graph, bounded, products).run()
     if any(node.domain == MICROSOFT for node in model.graph.node):
         model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     del model.metadata_props[:]
@@ -178,7 +174,7 @@ def _draft(bundle: Bundle, precision: Precision, name: str, block_size: int) -> 
         bundle.manifest,
         name=name,
         precision=precision,
-        lowering="cell",
+        lowering=bundle.manifest.lowering if precision == "fp16" else "cell",
         golden=(),
         golden_translations=(),
         versions=versions(),

@@ -13,8 +13,8 @@ import onnx
 
 from rnn_edge_export.quantisation.bounds import find_bounds
 from rnn_edge_export.quantisation.cells import CELLS, Layer, table_bias
-from rnn_edge_export.quantisation.graph import Array, GraphReader, GraphWriter, attribute
-from rnn_edge_export.quantisation.products import ROUNDED_FROM, Activation, FloatProducts, Products, StaticProducts
+from rnn_edge_export.quantisation.graph import Array, GraphReader, GraphWriter, attribute, is_step
+from rnn_edge_export.quantisation.products import ROUNDED_FROM, Activation, Products, StaticProducts
 from rnn_edge_export.quantisation.sequences import BothDirections, add_sequence
 from rnn_edge_export.quantisation.weights import Columns, Matrix, to_columns
 
@@ -31,7 +31,7 @@ class Rewriter:
     """Writes one graph anew; make one for each."""
 
     def __init__(self, graph: onnx.GraphProto, bounded_inputs: dict[str, float], recurrent: Products) -> None:
-        """``recurrent`` computes the products of cells; all others have eight bits, unless it rounds nothing.
+        """``recurrent`` computes the products of cells; all others have eight bits.
 
         In four, the readout of a translator alone was measured to cost far more than all its cells.
         """
@@ -41,7 +41,6 @@ class Rewriter:
         names = {name for node in graph.node for name in (*node.input, *node.output)}
         self._writer = GraphWriter(sorted(names))
         self._recurrent = recurrent
-        self._rounds = not isinstance(recurrent, FloatProducts)
         self._static = recurrent if isinstance(recurrent, StaticProducts) else StaticProducts()
         self._rows: dict[str, tuple[str, Columns]] = {}  # of embeddings: name of the rounded table, its rows' scales
         self._merged: set[str] = set()  # outputs of nodes that are part of another node now
@@ -53,8 +52,6 @@ class Rewriter:
                 continue
             if node.op_type in CELLS:
                 self._recurrent_operator(node)
-            elif not self._rounds:
-                self._writer.copy(node)
             elif node.op_type in ("MatMul", "Gemm") and self._reader.weight(node.input[1]) is not None:
                 self._product(node)
             elif node.op_type == "Gather" and self._reader.weight(node.input[0]) is not None:
@@ -65,8 +62,7 @@ class Rewriter:
 
     def _recurrent_operator(self, node: onnx.NodeProto) -> None:
         reader = self._reader
-        x = reader.producers.get(node.input[0])
-        if x is None or x.op_type != "Unsqueeze" or attribute(node, "direction", b"forward") != b"forward":
+        if not is_step(reader, node):
             self._sequence_operator(node)
             return
         w, r, b = (reader.constants[name][0] for name in node.input[1:4])
@@ -78,7 +74,7 @@ class Rewriter:
             self._merged.update(squeeze.output)
             outputs.append(squeeze.output[0])
         b = b.reshape(2, -1)
-        given = x.input[0]
+        given = reader.producers[node.input[0]].input[0]
         lookup = self._small_lookup(given, w)
         table, source = "", None
         if lookup:
@@ -93,9 +89,7 @@ class Rewriter:
 
     def _sequence_operator(self, node: onnx.NodeProto) -> None:
         """A loop over rounded products; where it cannot be one, the operator with matrices stored in eight bits."""
-        if not self._rounds:
-            self._writer.copy(node)
-        elif (layer := self._both_directions(node)) is not None:
+        if (layer := self._both_directions(node)) is not None:
             add_sequence(self._writer, self._static, layer)
         else:
             self._store(node)

@@ -51,7 +51,7 @@ def test_a_rounded_bundle_proves_itself(name: str, precision: Precision, tmp_pat
     assert [finding for finding in findings if not finding.passed] == []
     given, manifest = read_bundle(source).manifest, bundle.manifest
     assert (manifest.name, manifest.precision) == ("small", precision)
-    assert manifest.lowering == "cell"
+    assert manifest.lowering == (given.lowering if precision == "fp16" else "cell")
     assert sorted(manifest.files) == sorted(given.files)
     for file in manifest.files:
         assert (bundle.read(file) == read_bundle(source).read(file)) == ("tokenizer" in file), file
