@@ -22,6 +22,7 @@ script where there is no GPU.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def main() -> None:
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         print(torch.cuda.get_device_name(), torch.version.cuda)
+    gc.freeze()  # PyTorch's objects, which a process that generates text does not have
     hidden, layers = options.size
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)

@@ -72,8 +72,9 @@ class Chooser:
         self._bindings: dict[tuple[int, int], _Run] = {}  # by first slot and number of steps
         self._weight_values = np.ones((STEPS, size), np.float32)
         self._weights = [Buffer(row, device) for row in self._weight_values]
+        self._barred: int | None = None
         self._silence = np.zeros(size, np.float32)
-        self._noisy: set[int] = set()  # slots where noise was written
+        self._noisy: set[int] = set()  # slots where something else is
         self._slot = 0  # the one whose state and tokens come next
         self._ran = 0  # steps of the last burst
         self.length = 1  # steps of the next burst: the first comes alone, then as many as take BURST_SECONDS
@@ -92,10 +93,12 @@ class Chooser:
         self._tokens.array[0] = tokens
         self._tokens.send()
         self._temperature.write(temperature)
-        self._silence[:] = 0
-        if barred is not None:
-            self._silence[barred] = -np.inf
-        self._noisy = set(range(DEPTH))
+        if barred != self._barred:
+            self._barred = barred
+            self._silence[:] = 0
+            if barred is not None:
+                self._silence[barred] = -np.inf
+            self._noisy = set(range(DEPTH))
 
     def replace(self, rows: Sequence[int], state: State, tokens: Sequence[int]) -> None:
         """These streams go on from the state of one stream, with these tokens to be fed."""
