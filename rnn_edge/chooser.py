@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
     from onnxruntime import InferenceSession, RunOptions
 
+    from rnn_edge.reordering import Replacing
     from rnn_edge.stepper import StepGraph
 
 DEPTH = 8  # steps of a burst at most, and states that are kept
+_COPIED_UP_TO = 64  # streams of which a GPU's state is copied here and back: more of them are replaced there
 BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
 
 
@@ -75,6 +77,7 @@ class Chooser:
         self._barred: int | None = None
         self._silence = np.zeros(size, np.float32)
         self._noisy: set[int] = set()  # slots where something else is
+        self._replacing: Replacing | None = None
         self._slot = 0  # the one whose state and tokens come next
         self._ran = 0  # steps of the last burst
         self.length = 1  # steps of the next burst: the first comes alone, then as many as take BURST_SECONDS
@@ -102,10 +105,17 @@ class Chooser:
 
     def replace(self, rows: Sequence[int], state: State, tokens: Sequence[int]) -> None:
         """These streams go on from the state of one stream, with these tokens to be fed."""
-        for name, tensor in state.tensors.items():
-            buffer = self._states[self._slot][name]
-            buffer.read()[rows] = tensor
-            buffer.send()
+        if self._graph.device == "cpu" or self.batch <= _COPIED_UP_TO:
+            for name, tensor in state.tensors.items():
+                buffer = self._states[self._slot][name]
+                buffer.read()[rows] = tensor
+                buffer.send()
+        else:
+            self._replacing = self._replacing or self._graph.replacing(self._states)
+            self._replacing.run(self._slot, rows, state)
+            fed = self.tokens
+            self._slot, self._ran = (self._slot + 1) % DEPTH, 0
+            self.tokens[:] = fed
         self.tokens[rows] = tokens
         self._tokens.send()
 

@@ -20,7 +20,7 @@ from rnn_edge.choice import CHOICE, NO_FILTERS, Filters, choice_nodes
 from rnn_edge.chooser import Chooser
 from rnn_edge.errors import InvalidValueError
 from rnn_edge.providers import Device, captures_graphs, capturing_run, run_failure
-from rnn_edge.reordering import Reordering, reordering_session
+from rnn_edge.reordering import Reordering, Replacing, reordering_session, replacing_session
 from rnn_edge.sessions import FLOAT, INTEGER, MANY, GraphSessions, Port
 from rnn_edge.state import State, check_state, check_streams, zero_state
 from rnn_edge.unrolling import UnrolledGraphs
@@ -53,6 +53,7 @@ class StepGraph:
             DeviceError: CUDA is asked for and not available.
         """
         self.manifest = manifest = bundle.manifest
+        self._widths = {pair.input: pair.width for pair in manifest.state}
         self.where = str(bundle.path / manifest.graphs[role])
         state = {pair.input: Port(FLOAT, 2, pair.width) for pair in manifest.state}
         memory = {item.name: Port(FLOAT, 3, item.width) for item in manifest.memory}
@@ -74,6 +75,7 @@ class StepGraph:
         self.uncaptured = capturing_run(-1) if self._captures else None
         self._choosers: list[Chooser] = []  # that nobody uses
         self._reordering_session: InferenceSession | None = None
+        self._replacing_session: InferenceSession | None = None
 
     @property
     def place(self) -> str:
@@ -118,9 +120,14 @@ class StepGraph:
     def reordering(self, sides: Sequence[Mapping[str, Buffer]]) -> Reordering:
         """What reorders the rows of these buffers where they are."""
         if self._reordering_session is None:
-            widths = {pair.input: pair.width for pair in self.manifest.state}
-            self._reordering_session = reordering_session(widths, self.device)
+            self._reordering_session = reordering_session(self._widths, self.device)
         return Reordering(self._reordering_session, sides, self.device)
+
+    def replacing(self, sides: Sequence[Mapping[str, Buffer]]) -> Replacing:
+        """What replaces rows of these buffers where they are."""
+        if self._replacing_session is None:
+            self._replacing_session = replacing_session(self._widths, self.device)
+        return Replacing(self._replacing_session, sides, self.device)
 
     def capture(self, session: InferenceSession) -> tuple[RunOptions | None, RunOptions | None]:
         """Options of runs that always use the same buffers: on CUDA the first is captured, the others replay it.

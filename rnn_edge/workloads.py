@@ -128,7 +128,8 @@ def _first_token(model: LanguageModel, text: str) -> tuple[float, ...]:
     generation = model.generate(text, max_tokens=1, seed=0, unknown="skip")
     next(generation)
     seconds = perf_counter() - started
-    next(generation)  # its end, so that its buffers serve the next
+    for _ in generation:  # to its end, so that its buffers serve the next
+        pass
     return (1e3 * seconds,)
 
 

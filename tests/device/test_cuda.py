@@ -126,6 +126,16 @@ def test_steppers_share_what_is_captured(pair: tuple[LanguageModel, LanguageMode
     assert isinstance(cuda.stepper(65), Stepper)
 
 
+def test_finished_texts_leave_their_buffers(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    cuda, counts = pair[0], []
+    for _ in range(4):
+        text(cuda, temperature=0.8)
+        for _ in cuda.generate_samples("The", 6, max_tokens=20, seed=2):
+            pass
+        counts.append(cuda.graph._captured)
+    assert counts[2:] == counts[1:-1]
+
+
 def test_filters_make_a_graph(pair: tuple[LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch) -> None:
     """As soon as it pays, in the midst of a text."""
     monkeypatch.setattr(unrolling, "_PAYS_AFTER", 25)
