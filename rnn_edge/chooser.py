@@ -6,7 +6,6 @@ choice (``choice``) is a few more nodes of the graph, and a burst of steps runs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from rnn_edge.unrolling import STEPS, numbered
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from onnxruntime import InferenceSession, RunOptions
+    from onnxruntime import InferenceSession
 
     from rnn_edge.reordering import Replacing
     from rnn_edge.stepper import StepGraph
@@ -33,18 +32,7 @@ _COPIED_UP_TO = 64  # streams of which a GPU's state is copied here and back: mo
 BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run of a session with the same buffers each time."""
-
-    session: InferenceSession
-    binding: Any  # which has no type in the runtime
-    waiting: RunOptions | None
-    hurrying: RunOptions | None
-
-    def start(self, *, wait: bool) -> None:
-        """Without waiting, a GPU has the run only in its queue: one of the same session has to come and wait."""
-        self.session.run_with_iobinding(self.binding, self.waiting if wait else self.hurrying)
+_Run = tuple[Any, Any, Any]  # what to call, with which binding and options, which have no types in the runtime
 
 
 class Chooser:
@@ -71,7 +59,9 @@ class Chooser:
         self._states = [
             {name: Buffer(array, device) for name, array in zero_state(manifest, batch).tensors.items()} for _ in slots
         ]
-        self._bindings: dict[tuple[int, int], _Run] = {}  # by first slot and number of steps
+        # By first slot and number of steps: one that waits until the GPU is done, and one that only queues it there.
+        self._bindings: dict[tuple[int, int], tuple[_Run, _Run]] = {}
+        self._plans: dict[tuple[int, int], tuple[list[_Run], int]] = {}  # by first slot and steps of a burst
         self._weight_values = np.ones((STEPS, size), np.float32)
         self._weights = [Buffer(row, device) for row in self._weight_values]
         self._barred: int | None = None
@@ -131,15 +121,14 @@ class Chooser:
         ``noise`` is [count, vocabulary] for all streams, or [count, batch, vocabulary].
         """
         slots = [(self._slot + index) % DEPTH for index in range(count)]
-        changed = self._noisy.intersection(slots) if noise is None else slots
-        if noise is None:
-            self._noisy.difference_update(slots)
-            self._noise.array[list(changed)] = self._silence
-        else:
-            self._noisy.update(slots)
+        if noise is not None:
             self._noise.array[slots] = noise if noise.ndim == 3 else noise[:, None]
-        if changed:
             self._noise.send()
+            self._noisy.update(slots)
+        elif noisy := self._noisy.intersection(slots):
+            self._noise.array[list(noisy)] = self._silence
+            self._noise.send()
+            self._noisy -= noisy
         seconds = self._execute(count)
         if self._unrolled:
             self._unrolled.note(self.filters, count, seconds)
@@ -174,8 +163,8 @@ class Chooser:
         runs, made = self._runs(count)
         began = perf_counter()
         try:
-            for run, following in zip(runs, (*runs[1:], None), strict=True):
-                run.start(wait=following is None or following.session is not run.session)
+            for run, binding, options in runs:
+                run(binding, options)
         except Exception as error:  # the runtime's exceptions share no base class
             raise run_failure(self._where, error) from error
         seconds = (perf_counter() - began) / made
@@ -186,21 +175,29 @@ class Chooser:
 
     def _runs(self, count: int) -> tuple[list[_Run], int]:
         """What makes ``count`` steps, and how many it makes."""
-        several = self._several
-        if several is None and self._unrolled:
-            several = self._several = self._unrolled.session(self.filters)
-        found, made = [], 0
+        if self._several is None and self._unrolled and (several := self._unrolled.session(self.filters)):
+            self._several = several
+            self._plans.clear()
+        place = self._slot, count
+        if place not in self._plans:
+            self._plans[place] = self._plan(count)
+        return self._plans[place]
+
+    def _plan(self, count: int) -> tuple[list[_Run], int]:
+        several, found, made = self._several, [], 0
         while made < count:
             steps = STEPS if several and (self.filters.any or count - made >= STEPS) else 1
             begin = (self._slot + made) % DEPTH, steps
             if begin not in self._bindings:
                 session = several if several and steps > 1 else self._graph.session_of(self.batch)
                 self._bindings[begin] = self._bind(session, *begin)
-            found.append(self._bindings[begin])
             made += steps
+            left = count - made  # for the same session, which then waits for both
+            hurries = left > 0 and (steps == 1 or self.filters.any or left >= STEPS)
+            found.append(self._bindings[begin][hurries])
         return found, made
 
-    def _bind(self, session: InferenceSession, slot: int, steps: int) -> _Run:
+    def _bind(self, session: InferenceSession, slot: int, steps: int) -> tuple[_Run, _Run]:
         graph, binding = self._graph, session.io_binding()
         self._tokens.bind_input(binding, "token", slot)
         binding.bind_ortvalue_input(TEMPERATURE, self._temperature.value)
@@ -219,4 +216,5 @@ class Chooser:
             self._tokens.bind_output(binding, name(CHOICE), following)
             for pair in graph.manifest.state:
                 binding.bind_ortvalue_output(name(pair.output), self._states[following][pair.input].value)
-        return _Run(session, binding, *graph.capture(session))
+        run, (waiting, hurrying) = session.run_with_iobinding, graph.capture(session)
+        return (run, binding, waiting), (run, binding, hurrying)
