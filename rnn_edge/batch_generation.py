@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
 from rnn_edge.events import Event, FinishReason, Timings
 from rnn_edge.memory import check_batch
-from rnn_edge.row_writers import burst_depth, row_writer, smaller_batch
+from rnn_edge.row_writers import burst_depth, larger_batch, row_writer, smaller_batch
 from rnn_edge.state import State, zero_state
 from rnn_edge.stepper import StepGraph
 from rnn_edge.text_stream import TextOptions, TextStream
@@ -47,8 +46,11 @@ class BatchGeneration(Iterator[Event]):
         batch_size: int,
         state: State | None,
         shared: list[int],
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
         """Each text goes on from ``state``, or from nothing, after the tokens ``shared``, which are fed once.
+
+        ``ready`` says whether the next of ``texts`` can be had without waiting.
 
         Raises:
             InvalidValueError: ``batch_size`` is below one, or more than memory holds.
@@ -57,7 +59,8 @@ class BatchGeneration(Iterator[Event]):
         self.seed = options.seed
         self.steps = 0  # of the whole batch so far, without those that read what is shared
         self._graph = graph
-        self._waiting = texts
+        self._waiting, self._ready = texts, ready
+        self._more = True  # whether any may wait
         self._error: Exception | None = None
         self._options = options
         self._batch_size = batch_size
@@ -88,11 +91,11 @@ class BatchGeneration(Iterator[Event]):
 
     def _run(self) -> Iterator[Event]:
         start, waiting = self._read_shared(), self._texts()
-        first = list(islice(waiting, self._batch_size))
+        first = self._take(waiting, self._batch_size, wait=True)
         if first:
             rows = _Rows(self._graph, first, start, self._options)
-            while not self.cancelled and any(rows.texts):
-                freed: list[int] = []
+            while not self.cancelled and rows.used:
+                freed = False
                 chosen = rows.run()
                 self.steps += rows.steps
                 for row, text, tokens, opinions in chosen:
@@ -104,13 +107,27 @@ class BatchGeneration(Iterator[Event]):
                         yield from _told(text, tokens, opinions)
                     if text.finish_reason:
                         yield _end(text)
-                        freed.append(row)
-                rows.refill(freed, iter(()) if self.cancelled else waiting)
+                        rows.vacate(row)
+                        freed = True
+                if not self.cancelled and (freed or (self._more and rows.used < self._batch_size)):
+                    coming = self._take(waiting, self._batch_size - rows.used, wait=not rows.used)
+                    rows.refill(coming, self._batch_size)
             for remaining in filter(None, rows.texts):
                 remaining.finish_reason = "interrupt"
                 yield _end(remaining)
         if self._error:
             raise self._error
+
+    def _take(self, waiting: Iterator[TextStream], most: int, *, wait: bool) -> list[TextStream]:
+        """Up to so many texts, as many as are there; where there is none, ``wait`` for one."""
+        taken: list[TextStream] = []
+        while self._more and len(taken) < most and ((wait and not taken) or self._ready()):
+            text = next(waiting, None)
+            if text is None:
+                self._more = False
+            else:
+                taken.append(text)
+        return taken
 
     def _read_shared(self) -> State:
         """The state that every text begins with."""
@@ -138,6 +155,7 @@ class _Rows:
     def __init__(self, graph: StepGraph, texts: list[TextStream], start: State, options: TextOptions) -> None:
         """Every text begins with the state ``start``."""
         self.texts: list[TextStream | None] = list(texts)
+        self.used = len(texts)
         self._graph, self._start, self._options = graph, start, options
         self._writer = row_writer(graph, options, len(texts))
         self.steps = 0  # of the last run
@@ -167,23 +185,30 @@ class _Rows:
                 chosen.append((row, text, by_row[row][first:], thoughts[row][first:] if thoughts else None))
         return chosen
 
-    def refill(self, freed: list[int], waiting: Iterator[TextStream]) -> None:
-        """Give rows whose text is finished to those that wait; without any left the batch gets smaller."""
-        seated = []
-        for row in freed:
-            text = self.texts[row] = next(waiting, None)
-            if text:
-                seated.append((row, text))
+    def vacate(self, row: int) -> None:
+        """Its text is finished."""
+        self.texts[row] = None
+        self.used -= 1
+
+    def refill(self, texts: list[TextStream], most: int) -> None:
+        """Give free rows to these, and make more where there are too few; without texts the batch gets smaller."""
+        self.used += len(texts)
+        size = len(self.texts)
+        if self.used > size:
+            more = larger_batch(self._graph, size, self.used, most) - size
+            self._writer = self._writer.keep([*range(size), *[0] * more])  # any row will do for those
+            self.texts += [None] * more
+        free = (row for row, text in enumerate(self.texts) if text is None)
+        seated = list(zip(free, texts, strict=False))
+        for row, text in seated:
+            self.texts[row] = text
         if seated:
             self._seat(seated)
-        if len(seated) < len(freed):
-            rows = sorted(range(len(self.texts)), key=lambda row: self.texts[row] is None)  # those in use first
-            used = sum(text is not None for text in self.texts)
-            size = smaller_batch(self._graph, len(rows), used) if used else len(rows)
-            if size < len(rows):
-                rows = rows[:size]
-                self._writer = self._writer.keep(rows)
-                self.texts = [self.texts[row] for row in rows]
+        if 0 < self.used < (size := len(self.texts)) and (fewer := smaller_batch(self._graph, size, self.used)) < size:
+            # Those in use first.
+            rows = sorted(range(size), key=lambda row: self.texts[row] is None)[:fewer]
+            self._writer = self._writer.keep(rows)
+            self.texts = [self.texts[row] for row in rows]
 
     def _seat(self, texts: list[tuple[int, TextStream]]) -> None:
         rows = [row for row, _ in texts]

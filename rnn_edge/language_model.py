@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Unpack
@@ -107,8 +107,9 @@ class LanguageModel:
         Text i is what ``generate(prompt_i, stream=i)`` gives with the same options and seed, up to choices between
         tokens whose logits are as close as rounding: a graph may add in another order for another batch.
 
-        Prompts are taken one by one when there is room for them. An error in one, or in taking it, is raised when the
-        texts before it are finished.
+        Prompts are taken one by one when there is room for them. If they have a method ``ready``, which says whether
+        the next can be had without waiting, texts go on until it says so. An error in a prompt, or in taking it, is
+        raised when the texts before it are finished.
 
         Args:
             prompts: any number of texts.
@@ -134,7 +135,8 @@ class LanguageModel:
                 before = state.continuation if state else None
                 yield TextStream(self.tokenizer, ids, options, stream=index, before=before)
 
-        return self._batch(texts(), batch_size, state, [], options)
+        ready: Callable[[], bool] = getattr(prompts, "ready", lambda: True)
+        return self._batch(texts(), batch_size, state, [], options, ready)
 
     def generate_samples(
         self,
@@ -185,10 +187,13 @@ class LanguageModel:
         state: State | None,
         shared: list[int],
         options: TextOptions,
+        ready: Callable[[], bool] = lambda: True,
     ) -> BatchGeneration:
         from rnn_edge.batch_generation import BatchGeneration
 
-        return BatchGeneration(self.graph, texts, options, batch_size=batch_size, state=state, shared=shared)
+        return BatchGeneration(
+            self.graph, texts, options, batch_size=batch_size, state=state, shared=shared, ready=ready
+        )
 
 
 class Generation(Iterator[Event]):

@@ -4,21 +4,20 @@ import json
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rnn_edge import render
 from rnn_edge.batch_generation import in_order
-from rnn_edge.cli.input import cancel_on_interrupt, count_lines, line_chunks
+from rnn_edge.cli.input import cancel_on_interrupt, count_lines, has_input, line_chunks
 
 if TYPE_CHECKING:
     from rnn_edge.batch_generation import BatchGeneration, GeneratedText
     from rnn_edge.events import Timings
 
 SEPARATOR = "\n\f\n"  # between two samples in a pipe: a line with a form feed
-_LINES_AT_ONCE = 256
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
@@ -28,13 +27,24 @@ class Prompts:
     def __init__(self, file: Path) -> None:
         self.file = None if str(file) == "-" else file
         self.waiting: deque[str] = deque()
+        self.before_reading: Callable[[], None] = lambda: None  # called before what may take long
+        self._lines: deque[str] = deque()
 
     def __iter__(self) -> Iterator[str]:
-        for chunk in line_chunks(self.file, _LINES_AT_ONCE):
-            for line in chunk:
-                prompt = unescape(line.removesuffix("\n").removesuffix("\r"))
+        chunks = line_chunks(self.file)
+        while True:
+            self.before_reading()
+            if (chunk := next(chunks, None)) is None:
+                return
+            self._lines.extend(chunk)
+            while self._lines:
+                prompt = unescape(self._lines.popleft().removesuffix("\n").removesuffix("\r"))
                 self.waiting.append(prompt)
                 yield prompt
+
+    def ready(self) -> bool:
+        """Whether the next line is there. Until it is, texts go on without it."""
+        return bool(self._lines) or self.file is not None or has_input()
 
 
 def unescape(line: str) -> str:
@@ -93,6 +103,7 @@ def show_lines(
 ) -> int:
     """A line for each line of the input, in its order; the exit code."""
     out, tally = render.StreamWriter(), _Tally()
+    prompts.before_reading = out.flush
     with render.progress("generating", quiet=quiet or sys.stdout.isatty()) as progress:
         total = 0 if quiet else count_lines(prompts.file)
         with cancel_on_interrupt(batch.cancel):

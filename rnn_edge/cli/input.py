@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import cast
 
 from rnn_edge.errors import DataError
+
+_BLOCK = 2**16  # bytes that are read at once
 
 
 def read_input(text: str | None, file: Path | None, what: str) -> str:
@@ -33,7 +36,7 @@ def read_input(text: str | None, file: Path | None, what: str) -> str:
     return ""
 
 
-def line_chunks(file: Path | None, at_most: int) -> Iterator[list[str]]:
+def line_chunks(file: Path | None, at_most: int = _BLOCK) -> Iterator[list[str]]:
     """Lines with their line feeds, from a file or standard input: what is there, up to ``at_most`` at once.
 
     A line that is piped in is passed on as soon as it has come.
@@ -46,7 +49,7 @@ def line_chunks(file: Path | None, at_most: int) -> Iterator[list[str]]:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(file.open("rb")) if file else cast(io.BufferedReader, sys.stdin.buffer)
             while True:
-                block = stream.read1(2**16)
+                block = stream.read1(_BLOCK)
                 lines = (rest + block).split(b"\n")
                 rest = lines.pop() if block else b""
                 whole = [line + b"\n" for line in lines] if block else lines[: bool(lines[0])]
@@ -65,6 +68,14 @@ def line_chunks(file: Path | None, at_most: int) -> Iterator[list[str]]:
                     return
     except OSError as error:
         raise DataError(f"cannot read {where}: {error.strerror or error}", "check the path") from error
+
+
+def has_input() -> bool:
+    """Whether something can be read from standard input without waiting for it; True where that cannot be known."""
+    try:
+        return bool(select.select([sys.stdin.buffer], [], [], 0)[0])
+    except (OSError, ValueError):  # no pipe, or a system that asks so of sockets alone
+        return True
 
 
 def count_lines(file: Path | None) -> int:

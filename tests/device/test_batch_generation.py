@@ -208,6 +208,50 @@ def test_cancel_keeps_what_was_made(model: LanguageModel) -> None:
     assert sum(len(event.text) for event in events) >= 40
 
 
+class Coming:
+    """Prompts of which only some are there: after each of ``arrivals`` looks one more has come."""
+
+    def __init__(self, prompts: list[str], arrivals: list[int]) -> None:
+        self.prompts, self._arrivals, self._looks = prompts, arrivals, 0
+        self.taken = 0
+        self.waited = 0  # how often one was taken that was not there
+
+    def ready(self) -> bool:
+        self._looks += 1
+        return self.taken == len(self.prompts) or self._arrivals[self.taken] <= self._looks
+
+    def __iter__(self) -> Iterator[str]:
+        for prompt, arrival in zip(self.prompts, self._arrivals, strict=True):
+            self.waited += arrival > self._looks
+            self._looks = max(self._looks, arrival)
+            self.taken += 1
+            yield prompt
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_texts_go_on_while_no_prompt_is_there(model: LanguageModel, options: dict[str, Any], fed: list[int]) -> None:
+    expected = [alone(model, prompt, index, max_tokens=40, seed=3, **options) for index, prompt in enumerate(PROMPTS)]
+    fed.clear()
+    coming = Coming(PROMPTS, [0, 3, 4, 5, 100, 101, 101, 400])
+    batch = model.generate_batch(coming, batch_size=5, max_tokens=40, seed=3, **options)
+    found = []
+    for text in batch.texts():
+        found.append((text.text, text.finish_reason))
+        assert text.index < coming.taken
+    assert found == expected
+    assert coming.waited == 2  # where all others were finished
+    assert set(fed) >= {1, 2}
+    assert max(fed) <= 5
+
+
+def test_a_prompt_that_fails_while_others_are_written(model: LanguageModel) -> None:
+    coming = Coming(["The ", "☃", "a"], [0, 5, 5])
+    found: list[str] = []
+    with pytest.raises(UnknownTokenError, match="prompt 2"):
+        found.extend(text.text for text in model.generate_batch(coming, batch_size=4, max_tokens=30, seed=1).texts())
+    assert found == [alone(model, "The ", 0, max_tokens=30, seed=1)[0]]
+
+
 def test_cancel_while_the_prompt_is_read(gru: LanguageModel, fed: list[int]) -> None:
     batch = gru.generate_samples("The " * 100, 2, seed=1)
     batch.cancel()

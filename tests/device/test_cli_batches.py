@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -98,6 +99,28 @@ def test_prompts_from_a_pipe(gru: LanguageModel) -> None:
     done = rnn_edge(*LINE, "--input", "-", "-q", input_bytes=b"The \nMarta\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [one_line(expected(gru, p, i)) for i, p in enumerate(("The ", "Marta"))]
+
+
+def test_each_prompt_of_a_pipe_is_answered_before_the_next_comes(gru: LanguageModel) -> None:
+    """As a program asks that waits for each answer."""
+    line, pipe = command(*LINE, "--input", "-", "-q"), subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, env=environment(), bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            for index, prompts in enumerate([["The "], ["Marta", "a"], ["x"]]):
+                process.stdin.write("".join(prompt + "\n" for prompt in prompts).encode())
+                process.stdin.flush()
+                first = 2 * index - (index > 0)
+                for place, prompt in enumerate(prompts, first):
+                    readable, _, _ = select.select([process.stdout], [], [], 60)
+                    assert readable, "no answer"
+                    answer = process.stdout.readline().decode()
+                    assert answer == one_line(expected(gru, prompt, place)) + "\n"
+            process.stdin.close()
+            assert process.stdout.read() == b""
+        finally:
+            process.kill()
 
 
 def test_no_prompts(cli: Cli, tmp_path: Path) -> None:
