@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rnn_edge.bundle import Bundle, list_bundles, open_bundle
     from rnn_edge.errors import RnnEdgeError
     from rnn_edge.events import Event, Timings
-    from rnn_edge.language_model import Generation, LanguageModel
+    from rnn_edge.generation import Generation
+    from rnn_edge.language_model import LanguageModel
     from rnn_edge.placement import Threads
     from rnn_edge.providers import Device
     from rnn_edge.sampling import SamplingOptions
@@ -27,7 +28,7 @@ _HOMES = {
     "Bundle": "bundle",
     "Event": "events",
     "GeneratedText": "batch_generation",
-    "Generation": "language_model",
+    "Generation": "generation",
     "LanguageModel": "language_model",
     "RnnEdgeError": "errors",
     "SamplingOptions": "sampling",

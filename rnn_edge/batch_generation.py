@@ -57,29 +57,30 @@ class BatchGeneration(Iterator[Event]):
         """
         check_batch(graph.manifest, batch_size, burst=burst_depth(graph, options, batch_size))
         self.seed = options.seed
-        self.steps = 0  # of the whole batch so far, without those that read what is shared
-        self._graph = graph
-        self._waiting, self._ready = texts, ready
-        self._more = True  # whether any may wait
-        self._error: Exception | None = None
-        self._options = options
-        self._batch_size = batch_size
-        self._state = state or zero_state(graph.manifest)
-        self._shared = shared
-        self.cancelled = False  # whether it was, so that prompts may be left that no event tells of
-        self._whole = False  # whether nobody looks at single tokens: then there are no events but the last of each text
-        self._events = self._run()
+        self._batch = _Batch(graph, texts, options, batch_size, state or zero_state(graph.manifest), shared, ready)
+        # What runs does not know this object: when nobody has it, the buffers of an abandoned batch are free at once.
+        self._events = self._batch.run()
 
     def __next__(self) -> Event:
         return next(self._events)
 
+    @property
+    def steps(self) -> int:
+        """Of the whole batch so far, without those that read what is shared."""
+        return self._batch.steps
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was, so that prompts may be left that no event tells of."""
+        return self._batch.cancelled
+
     def cancel(self) -> None:
         """End all texts with the step that is told; their last events say ``interrupt``. Safe in a signal handler."""
-        self.cancelled = True
+        self._batch.cancelled = True
 
     def texts(self) -> Iterator[GeneratedText]:
         """Whole texts in the order of their prompts, each as soon as it and all before it are finished."""
-        self._whole = True
+        self._batch.whole = True
         pieces: list[str] = []
         for event in in_order(self):
             pieces.append(event.text)
@@ -89,7 +90,34 @@ class BatchGeneration(Iterator[Event]):
                 yield GeneratedText(event.index, "".join(pieces), event.finish_reason, event.timings)
                 pieces = []
 
-    def _run(self) -> Iterator[Event]:
+
+class _Batch:
+    """What writes them."""
+
+    def __init__(
+        self,
+        graph: StepGraph,
+        texts: Iterator[TextStream],
+        options: TextOptions,
+        batch_size: int,
+        state: State,
+        shared: list[int],
+        ready: Callable[[], bool],
+    ) -> None:
+        """See ``BatchGeneration``."""
+        self._graph = graph
+        self._waiting, self._ready = texts, ready
+        self._more = True  # whether any may wait
+        self._error: Exception | None = None
+        self._options = options
+        self._batch_size = batch_size
+        self._state = state
+        self._shared = shared
+        self.steps = 0
+        self.cancelled = False
+        self.whole = False  # whether nobody looks at single tokens: then there are no events but the last of each text
+
+    def run(self) -> Iterator[Event]:
         start, waiting = self._read_shared(), self._texts()
         first = self._take(waiting, self._batch_size, wait=True)
         if first:
@@ -101,7 +129,7 @@ class BatchGeneration(Iterator[Event]):
                 for row, text, tokens, opinions in chosen:
                     if text.count == 0:
                         text.note_read()
-                    if self._whole:
+                    if self.whole:
                         text.extend(tokens)
                     else:
                         yield from _told(text, tokens, opinions)

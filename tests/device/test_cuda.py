@@ -126,13 +126,21 @@ def test_steppers_share_what_is_captured(pair: tuple[LanguageModel, LanguageMode
     assert isinstance(cuda.stepper(65), Stepper)
 
 
-def test_finished_texts_leave_their_buffers(pair: tuple[LanguageModel, LanguageModel]) -> None:
+def test_buffers_serve_the_next_text(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    """Those of finished and of abandoned texts, at once."""
     cuda, counts = pair[0], []
-    for _ in range(4):
-        text(cuda, temperature=0.8)
-        for _ in cuda.generate_samples("The", 6, max_tokens=20, seed=2):
-            pass
-        counts.append(cuda.graph._captured)
+    gc.disable()
+    try:
+        for _ in range(4):
+            text(cuda, temperature=0.8)
+            next(cuda.generate("The", max_tokens=60))
+            for _ in cuda.generate_samples("The", 6, max_tokens=20, seed=2):
+                pass
+            next(cuda.generate_samples("The", 6, max_tokens=20, seed=2))
+            next(cuda.generate_batch(["The", "a", "I"], max_tokens=20, seed=2).texts())
+            counts.append(cuda.graph._captured)
+    finally:
+        gc.enable()
     assert counts[2:] == counts[1:-1]
 
 

@@ -12,7 +12,8 @@ import pytest
 from rnn_edge.bundle import open_bundle
 from rnn_edge.errors import BundleError, InvalidValueError, StateError, UnknownTokenError
 from rnn_edge.events import Event
-from rnn_edge.language_model import Generation, LanguageModel
+from rnn_edge.generation import Generation
+from rnn_edge.language_model import LanguageModel
 from rnn_edge.noise import gumbel_noise
 from rnn_edge.state import load_state, save_state
 from rnn_edge.tokenizer import load_tokenizer
