@@ -144,16 +144,26 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
-def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, stderr: bool = False) -> None:
-    """A plain table."""
+def show_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, stderr: bool = False, spare: Sequence[str] = ()
+) -> None:
+    """A plain table. Columns of ``spare`` are left out, one after another, until it is as narrow as the terminal."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    console(stderr=stderr).print(table)
+    out = console(stderr=stderr)
+    columns = {name: [visible(row[place]) for row in rows] for place, name in enumerate(headings)}
+    widths = {name: max(map(cell_len, (name, *cells))) for name, cells in columns.items()}
+    for name in spare:
+        if sum(widths.values()) + 3 * (len(widths) - 1) > out.width:
+            columns.pop(name, None)
+            widths.pop(name, None)
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
+    out.print(table)
 
 
 def show_checks(checks: Sequence[tuple[str, str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""How often a stream is flushed, by a clock that the test turns."""
+"""How often a stream is flushed, by a clock that the test turns; what a table shows."""
 
 import io
 import json
@@ -7,7 +7,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from rnn_edge import render
 from rnn_edge.events import Event, Timings
 from rnn_edge.render import StreamWriter, event_line, note, summary
 
@@ -139,3 +141,18 @@ def test_a_terminal_breaks_notes_between_words(
         "1.0 ms · translation 5,140",
         "tokens/s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(80, ["name", "figure", "much", "more"]), (33, ["name", "figure", "more"]), (22, ["name", "figure"])],
+)
+def test_a_narrow_terminal_leaves_columns_out(
+    width: int, shown: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(render, "console", lambda *, stderr: Console(width=width, stderr=stderr, highlight=False))
+    row = {"name": "ü\x1b" * 3, "figure": "1,234,567", "much": "x" * 15, "more": "12.5 %"}
+    render.show_table(list(row), [list(row.values())], spare=("much", "more", "none"))
+    heading, _, cells = capsys.readouterr().out.splitlines()
+    assert heading.split() == shown
+    assert cells.split("   ") == [f"{'ü␛' * 3}", *(row[name] for name in shown[1:])]

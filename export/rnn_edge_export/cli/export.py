@@ -74,7 +74,7 @@ def export(
             typer.echo(f"{output}: {bundle.size / 1e6:.1f} MB, {run} with graphs for phones", err=True)
             return
         if precision != "fp32":
-            chosen = known_precision(precision)
+            chosen = known_precision(precision, "fp32")
             check_block_size(block_size)
             if format == "ort":
                 check_precision(chosen)

@@ -73,14 +73,14 @@ def quantize(
         note(f"wrote {output}")
 
 
-def known_precision(precision: str) -> "Precision":
-    """Raises InvalidValueError for one that nothing can be rounded to."""
+def known_precision(precision: str, *besides: str) -> "Precision":
+    """Raises InvalidValueError for one that nothing can be rounded to; ``besides`` can be given, too."""
     from rnn_edge_export.quantisation.quantise import PRECISIONS
 
     for known in PRECISIONS:
         if known == precision:
             return known
-    raise InvalidValueError(f"--precision {precision} is unknown", f"use {', '.join(PRECISIONS)}")
+    raise InvalidValueError(f"--precision {precision} is unknown", f"use {', '.join((*besides, *PRECISIONS))}")
 
 
 def quantise_to(

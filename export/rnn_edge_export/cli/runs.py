@@ -12,6 +12,8 @@ from rnn_edge_export.cli import workstation
 if TYPE_CHECKING:
     from rnn_edge_export.overview import Overview
 
+_SPARE = ("parameters", "at step", "time", "epochs", "data", "steps")  # on a narrow terminal, the first first
+
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
@@ -26,7 +28,7 @@ def runs(
     """List training runs with their best figures.
 
     The best of each kind comes first. Losses are of the best validation and compare between runs with the same tokens.
-    The time is that of training steps alone.
+    The time is that of training steps alone. A narrow terminal leaves columns out.
     """
     import json
 
@@ -53,7 +55,7 @@ def runs(
     else:
         for index, (kind, group) in enumerate(groupby(found, key=lambda one: (one.task, one.tokenizer))):
             typer.echo("\n" * (index > 0) + f"{kind[0]}, {kind[1]} tokens")
-            render.show_table(*_table(list(group)))
+            render.show_table(*_table(list(group)), spare=_SPARE)
     for overview in found:
         for problem in overview.problems:
             render.note(f"{overview.path}: {problem}")
