@@ -7,7 +7,7 @@ Needs the workstation side with ``onnxruntime-gpu`` and a PyTorch with CUDA. A n
 text, all contenders in turns on the same weights:
 
 - rnn-edge in bursts, as texts are generated: tokens stay on the GPU, each step is a CUDA graph; in fp32 and fp16;
-- the same with four steps in one graph, as on the CPU; on CUDA only if this shows that it pays;
+- the same with four steps in one graph, as on the CPU; on CUDA the product does so for filters alone;
 - rnn-edge step by step, as where tokens are filtered: logits come back, NumPy chooses;
 - rnn-edge from end to end, up to strings: ``generate`` or ``generate_batch``, greedy, drawn for the cost of noise, and
   one stream with a filter;

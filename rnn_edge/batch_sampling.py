@@ -66,15 +66,19 @@ class RowNoise:
         """Noise of these rows for the rest of the block, the choice at ``first`` being the next."""
         count = len(self._block) - first
         rows = rows[self._waits[rows] < count]
-        values = _THREADS_CHUNK if self._threads > 1 else _CHUNK
-        chunk = max(1, values // (max(1, count) * self._size))
+        values = len(rows) * count * self._size
+        if not values:
+            return
+        parts = -(-values // _CHUNK)
+        if self._threads > 1:
+            parts = max(-(-values // _THREADS_CHUNK), min(parts, self._threads))
 
         def draw(some: Ids) -> None:
             self._block[first:, some] = gumbel_noise_of_streams(
                 self._seed, self._streams[some], self._steps[some], count, self._size
             )
 
-        chunks = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
+        chunks = np.array_split(rows, min(parts, len(rows)))
         if self._threads > 1 and len(chunks) > 1:
             from concurrent.futures import ThreadPoolExecutor
 

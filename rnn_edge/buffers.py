@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_TOGETHER = 2**17  # bytes of a slot of a ring, up to which all of them are copied at once
 
 
 class Buffer:
@@ -15,7 +18,7 @@ class Buffer:
         from onnxruntime import OrtValue
 
         self.array = array  # kept alive here: on the CPU the value only points to it
-        self._device, self._on_cpu = device, device == "cpu"
+        self._on_cpu = device == "cpu"
         self.value = OrtValue.ortvalue_from_numpy(array, device, 0)
 
     def write(self, content: Any) -> None:  # whatever NumPy can put there
@@ -34,19 +37,49 @@ class Buffer:
             np.copyto(self.array, self.value.numpy())
         return self.array
 
+    def fetch(self) -> NDArray[Any]:
+        """What is there now: on a GPU an array of its own, on the CPU a view, which the graph may overwrite."""
+        return self.array if self._on_cpu else np.asarray(self.value.numpy())
 
-class Ring(Buffer):
-    """Tensors of one shape [slots, …], each bound by itself, but sent and read in one go: a copy costs microseconds."""
+
+class Ring:
+    """Tensors of one shape [slots, …], each bound by itself; small ones are sent and read in one go.
+
+    A copy to a GPU or back costs some microseconds, whatever its size.
+    """
+
+    def __init__(self, array: NDArray[Any], device: str) -> None:
+        self.array = array
+        self._device = device
+        self._together = array[0].nbytes <= _TOGETHER
+        self._buffers = [Buffer(part, device) for part in ([array] if self._together else array)]
 
     def bind_input(self, binding: Any, name: str, slot: int) -> None:
         """The graph reads ``name`` from this slot."""
-        binding.bind_input(name, *self._place(slot))
+        if self._together:
+            binding.bind_input(name, *self._place(slot))
+        else:
+            binding.bind_ortvalue_input(name, self._buffers[slot].value)
 
     def bind_output(self, binding: Any, name: str, slot: int) -> None:
         """The graph writes ``name`` to this slot."""
-        binding.bind_output(name, *self._place(slot))
+        if self._together:
+            binding.bind_output(name, *self._place(slot))
+        else:
+            binding.bind_ortvalue_output(name, self._buffers[slot].value)
+
+    def send(self, slots: Iterable[int]) -> None:
+        """``array`` was changed in these slots, and is what the others hold: let the graph see it."""
+        for buffer in self._buffers if self._together else [self._buffers[slot] for slot in slots]:
+            buffer.send()
+
+    def read(self, slots: Iterable[int]) -> NDArray[Any]:
+        """All slots, of which these are as they are now; a view."""
+        for buffer in self._buffers if self._together else [self._buffers[slot] for slot in slots]:
+            buffer.read()
+        return self.array
 
     def _place(self, slot: int) -> tuple[Any, ...]:
         """Device and its number, type, shape and address, as the runtime takes them."""
         part = self.array[slot]
-        return self._device, 0, part.dtype.type, part.shape, self.value.data_ptr() + slot * part.nbytes
+        return self._device, 0, part.dtype.type, part.shape, self._buffers[0].value.data_ptr() + slot * part.nbytes

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rnn_edge.state import State, check_state, check_streams, zero_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from rnn_edge.sampling import Logits
@@ -19,25 +20,26 @@ if TYPE_CHECKING:
 class CapturedStepper:
     """What ``Stepper`` is, for so few streams that a GPU waits for the processor: its runs are captured.
 
-    Its buffers are a ``Chooser``'s, so what was captured serves the next stepper, too. The graph's choices are
-    overwritten by the tokens that are fed.
+    Its buffers are a ``Chooser``'s, so what was captured serves the bursts that follow, and the next stepper. The
+    graph's choices are overwritten by the tokens that are fed.
     """
 
     def __init__(self, graph: StepGraph, batch: int) -> None:
         """At a zero state."""
         self.manifest, self.batch = graph.manifest, batch
-        self._chooser = graph.borrow_chooser(self, batch)
+        self.chooser = graph.borrow_chooser(self, batch)
         self._start(zero_state(graph.manifest, batch))
 
     def step(self, tokens: NDArray[np.int64] | int) -> Logits:
-        """See ``Stepper.step``."""
-        return self._chooser.step(tokens)
+        """See ``Stepper.step``; the array is the caller's."""
+        return self.chooser.step(tokens)
 
     def feed(self, tokens: Iterable[int]) -> Logits:
         """See ``Stepper.feed``."""
+        logits = np.zeros((self.batch, self.manifest.tokenizer.vocabulary_size), np.float32)
         for token in tokens:
-            self.step(token)
-        return self._chooser.logits(0)
+            logits = self.step(token)
+        return logits
 
     def reorder(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """See ``Stepper.reorder``."""
@@ -52,7 +54,7 @@ class CapturedStepper:
 
     def state(self) -> State:
         """A copy of the state."""
-        return self._chooser.state()
+        return self.chooser.state()
 
     def load(self, state: State) -> None:
         """See ``Stepper.load``."""
@@ -61,4 +63,4 @@ class CapturedStepper:
         self._start(state)
 
     def _start(self, state: State) -> None:
-        self._chooser.start(state, 0, 1.0)
+        self.chooser.start(state, 0, 1.0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rnn_edge.buffers import Buffer, Ring
 from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, WEIGHTS, Filters
-from rnn_edge.providers import run_failure
+from rnn_edge.providers import IDLE_UP_TO, run_failure
 from rnn_edge.sampling import Logits
 from rnn_edge.state import State, zero_state
 from rnn_edge.unrolling import STEPS, numbered
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rnn_edge.stepper import StepGraph
 
 DEPTH = 8  # steps of a burst at most, and states that are kept
-_COPIED_UP_TO = 64  # streams of which a GPU's state is copied here and back: more of them are replaced there
 BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
 
 
@@ -49,7 +48,7 @@ class Chooser:
         self.batch, self.filters = batch, filters
         self._graph, self._unrolled = graph, graph.unrolled(batch)
         self._several: InferenceSession | None = None  # of STEPS steps
-        self._where = graph.where
+        self._where, self._on_cpu = graph.where, device == "cpu"
         size = manifest.tokenizer.vocabulary_size
         self._temperature = Buffer(np.ones(1, np.float32), device)
         slots = range(DEPTH)
@@ -62,12 +61,12 @@ class Chooser:
         # By first slot and number of steps: one that waits until the GPU is done, and one that only queues it there.
         self._bindings: dict[tuple[int, int], tuple[_Run, _Run]] = {}
         self._plans: dict[tuple[int, int], tuple[list[_Run], int]] = {}  # by first slot and steps of a burst
-        self._weight_values = np.ones((STEPS, size), np.float32)
-        self._weights = [Buffer(row, device) for row in self._weight_values]
+        self._weights = Ring(np.ones((STEPS, size), np.float32), device)
         self._barred: int | None = None
         self._silence = np.zeros(size, np.float32)
         self._noisy: set[int] = set()  # slots where something else is
         self._replacing: Replacing | None = None
+        self.is_captured = False
         self._slot = 0  # the one whose state and tokens come next
         self._ran = 0  # steps of the last burst
         self.length = 1  # steps of the next burst: the first comes alone, then as many as take BURST_SECONDS
@@ -84,7 +83,7 @@ class Chooser:
         for name, tensor in state.tensors.items():
             self._states[0][name].write(tensor)
         self._tokens.array[0] = tokens
-        self._tokens.send()
+        self._tokens.send([0])
         self._temperature.write(temperature)
         if barred != self._barred:
             self._barred = barred
@@ -95,7 +94,7 @@ class Chooser:
 
     def replace(self, rows: Sequence[int], state: State, tokens: Sequence[int]) -> None:
         """These streams go on from the state of one stream, with these tokens to be fed."""
-        if self._graph.device == "cpu" or self.batch <= _COPIED_UP_TO:
+        if self._on_cpu or self.batch <= IDLE_UP_TO:  # a copy here and back takes less than making a graph
             for name, tensor in state.tensors.items():
                 buffer = self._states[self._slot][name]
                 buffer.read()[rows] = tensor
@@ -107,13 +106,12 @@ class Chooser:
             self._slot, self._ran = (self._slot + 1) % DEPTH, 0
             self.tokens[:] = fed
         self.tokens[rows] = tokens
-        self._tokens.send()
+        self._tokens.send([self._slot])
 
     def weigh(self, fill: Callable[[Logits], None]) -> None:
         """``fill`` in what a repeat penalty weighs the logits of the next ``STEPS`` steps with [STEPS, vocabulary]."""
-        fill(self._weight_values)
-        for buffer in self._weights:
-            buffer.send()
+        fill(self._weights.array)
+        self._weights.send(range(STEPS))
 
     def run(self, count: int, noise: Logits | None = None) -> NDArray[np.int64]:
         """``count`` steps, at most ``DEPTH``, with a penalty ``STEPS`` → the tokens chosen [count, batch].
@@ -123,28 +121,29 @@ class Chooser:
         slots = [(self._slot + index) % DEPTH for index in range(count)]
         if noise is not None:
             self._noise.array[slots] = noise if noise.ndim == 3 else noise[:, None]
-            self._noise.send()
+            self._noise.send(slots)
             self._noisy.update(slots)
         elif noisy := self._noisy.intersection(slots):
             self._noise.array[list(noisy)] = self._silence
-            self._noise.send()
+            self._noise.send(noisy)
             self._noisy -= noisy
         seconds = self._execute(count)
         if self._unrolled:
             self._unrolled.note(self.filters, count, seconds)
-        chosen: NDArray[np.int64] = self._tokens.read()[[(slot + 1) % DEPTH for slot in slots]]
+        following = [(slot + 1) % DEPTH for slot in slots]
+        chosen: NDArray[np.int64] = self._tokens.read(following)[following]
         return chosen
 
     def step(self, tokens: int | NDArray[np.int64]) -> Logits:
         """Feed these tokens in place of those chosen → logits [batch, vocabulary]."""
         self._tokens.array[self._slot] = tokens
-        self._tokens.send()
+        self._tokens.send([self._slot])
         self._execute(1)
         return self.logits(0)
 
     def logits(self, index: int) -> Logits:
         """Of step ``index`` of the last burst [batch, vocabulary]."""
-        return self._logits[(self._slot - self._ran + index) % DEPTH].read()
+        return self._logits[(self._slot - self._ran + index) % DEPTH].fetch()
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -156,7 +155,8 @@ class Chooser:
         """A copy of the state after the first ``taken`` steps of the last burst, one or more; None for all."""
         taken = self._ran if taken is None else taken
         values = self._states[(self._slot - self._ran + taken) % DEPTH]
-        return State({name: buffer.read().copy() for name, buffer in values.items()})
+        fetched = {name: buffer.fetch() for name, buffer in values.items()}
+        return State({name: array.copy() for name, array in fetched.items()} if self._on_cpu else fetched)
 
     def _execute(self, count: int) -> float:
         """``count`` steps → seconds of each."""
@@ -211,10 +211,10 @@ class Chooser:
 
             self._noise.bind_input(binding, name(NOISE), here)
             if self.filters.penalty != 1:
-                binding.bind_ortvalue_input(name(WEIGHTS), self._weights[step].value)
+                self._weights.bind_input(binding, name(WEIGHTS), step)
             binding.bind_ortvalue_output(name("logits"), self._logits[here].value)
             self._tokens.bind_output(binding, name(CHOICE), following)
             for pair in graph.manifest.state:
                 binding.bind_ortvalue_output(name(pair.output), self._states[following][pair.input].value)
-        run, (waiting, hurrying) = session.run_with_iobinding, graph.capture(session)
+        run, (waiting, hurrying, self.is_captured) = session.run_with_iobinding, graph.capture(session)
         return (run, binding, waiting), (run, binding, hurrying)

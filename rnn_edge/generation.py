@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from time import perf_counter
 
+from rnn_edge.captured_stepper import CapturedStepper
 from rnn_edge.choice import Filters
 from rnn_edge.chooser import DEPTH
 from rnn_edge.events import Event
@@ -64,8 +65,9 @@ class _Writing:
         filters, unrolled = self._filters(), self._graph.unrolled(1)
         if filters and filters.any and unrolled:
             yield from self._steps(unrolled.steps_before(filters))
-            unrolled.note(filters, text.count, self._fastest_step if text.count else None)
-            if not unrolled.session(filters):
+            # Fewer may all have been captured.
+            unrolled.note(filters, text.count, self._fastest_step if text.count > DEPTH else None)
+            if self._is_over() or not unrolled.session(filters):
                 filters = None
         yield from self._bursts(filters) if filters else self._steps()
         rest, timings = text.close()
@@ -108,7 +110,10 @@ class _Writing:
         if not sampling.greedy:
             step = text.first_step + text.count
             noise = Noise(size, seed=self._options.seed, stream=text.stream, step=step, barred=options.barred)
-        chooser = self._graph.borrow_chooser(self, filters=filters)
+        # A captured stepper is not needed any more, and its buffers are.
+        own = self._stepper.chooser if isinstance(self._stepper, CapturedStepper) else None
+        shared = own is not None and own.filters == filters
+        chooser = own if own and shared else self._graph.borrow_chooser(self, filters=filters)
         temperature = 1.0 if sampling.greedy else sampling.temperature
         chooser.start(self._stepper.state(), text.pending, temperature, options.barred)
         longest, penalty = DEPTH, None

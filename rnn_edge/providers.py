@@ -20,6 +20,7 @@ DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 _PROCESSOR = Path("/proc/cpuinfo")
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _CAPTURE, _CAPTURED_AS = "enable_cuda_graph", "gpu_graph_id"  # options of the provider, and of a run
+IDLE_UP_TO = 64  # streams with which a GPU waits for the processor, more or less
 _HURRY = "disable_synchronize_execution_providers"
 
 

@@ -66,7 +66,7 @@ class Replacing:
         given = {f"{name}_new": buffer for name, buffer in self._new.items()}
         self._bindings = _bind(session, sides, {_KEPT: self._kept, **given})
 
-    def run(self, side: int, rows: Sequence[int], state: State) -> None:
+    def run(self, side: int, rows: Sequence[int] | NDArray[np.int64], state: State) -> None:
         """Fill the next side: ``rows`` have the state of one stream, the others what they have on this side."""
         for name, tensor in state.tensors.items():
             self._new[name].write(tensor)

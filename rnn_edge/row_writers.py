@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rnn_edge.batch_sampling import BatchSampler, Ids, RowNoise, log_probability_rows
 from rnn_edge.chooser import DEPTH, Chooser
+from rnn_edge.providers import IDLE_UP_TO
 from rnn_edge.sampling import Logits
 from rnn_edge.state import State, zero_state
 from rnn_edge.stepper import StepGraph
@@ -20,7 +21,6 @@ Given = Mapping[int, Sequence[int]]  # of some rows the tokens that come first w
 
 BURSTS_UP_TO = 32  # rows on the CPU
 _SHRINK_BELOW = 0.7  # of a batch still in use, on the CPU
-_SMALL = 64  # rows, with which a GPU is not busy
 _DRAWING = 4  # threads that draw noise for a GPU, whose processor is idle: more of them wait for each other
 
 
@@ -53,7 +53,7 @@ def smaller_batch(graph: StepGraph, batch: int, used: int) -> int:
     """
     if graph.device == "cpu":
         return used if used < _SHRINK_BELOW * batch else batch
-    while batch >= 4 * _SMALL and used <= batch // 4:
+    while batch >= 4 * IDLE_UP_TO and used <= batch // 4:
         batch //= 4
     return batch
 

@@ -7,6 +7,7 @@ come back. ``chooser`` has the steps that need nothing from outside.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from rnn_edge.captured_stepper import CapturedStepper
 from rnn_edge.choice import CHOICE, NO_FILTERS, Filters, choice_nodes
 from rnn_edge.chooser import Chooser
 from rnn_edge.errors import InvalidValueError
-from rnn_edge.providers import Device, captures_graphs, capturing_run, run_failure
+from rnn_edge.providers import IDLE_UP_TO, Device, captures_graphs, capturing_run, run_failure
 from rnn_edge.reordering import Reordering, Replacing, reordering_session, replacing_session
 from rnn_edge.sessions import FLOAT, INTEGER, MANY, GraphSessions, Port
 from rnn_edge.state import State, check_state, check_streams, zero_state
@@ -37,7 +38,7 @@ Logits = NDArray[np.float32]
 LENGTHS, ATTENTION = "source_lengths", "attention"
 Memory = dict[str, NDArray[Any]]  # what a decoder reads in every step: memory tensors, and the lengths of the sources
 _SPARE = 8  # choosers kept for the next text
-_CAPTURED_UP_TO = 64  # streams that are stepped one by one: with more of them a GPU is busy
+_MOST_CAPTURED = 1024  # runs: they stay as long as the session, some 100 kB each
 
 
 class StepGraph:
@@ -71,7 +72,7 @@ class StepGraph:
         self._unrolled = None if memory else UnrolledGraphs(bundle, self.device, threads)
         self.threads = threads or 1
         self._captures = captures_graphs(self.session)
-        self._captured = 0
+        self._numbers = itertools.count(1)  # of captured runs
         self.uncaptured = capturing_run(-1) if self._captures else None
         self._choosers: list[Chooser] = []  # that nobody uses
         self._reordering_session: InferenceSession | None = None
@@ -88,7 +89,7 @@ class StepGraph:
 
     def stepper(self, batch: int = 1) -> AnyStepper:
         """What steps ``batch`` streams of a language model, at a zero state."""
-        captured = self._captures and 1 <= batch <= _CAPTURED_UP_TO
+        captured = self._captures and 1 <= batch <= IDLE_UP_TO
         return CapturedStepper(self, batch) if captured else Stepper(self, batch)
 
     def unrolled(self, batch: int) -> UnrolledGraphs | None:
@@ -115,7 +116,9 @@ class StepGraph:
 
     def _give_back(self, chooser: Chooser) -> None:
         self._choosers.append(chooser)
-        del self._choosers[:-_SPARE]  # else one would stay for every size of batch that there ever was
+        while len(self._choosers) > _SPARE:  # else one would stay for every size of batch that there ever was
+            with suppress(ValueError):  # another thread took it
+                self._choosers.remove(min(self._choosers, key=lambda one: one.is_captured))
 
     def reordering(self, sides: Sequence[Mapping[str, Buffer]]) -> Reordering:
         """What reorders the rows of these buffers where they are."""
@@ -129,15 +132,18 @@ class StepGraph:
             self._replacing_session = replacing_session(self._widths, self.device)
         return Replacing(self._replacing_session, sides, self.device)
 
-    def capture(self, session: InferenceSession) -> tuple[RunOptions | None, RunOptions | None]:
+    def capture(self, session: InferenceSession) -> tuple[RunOptions | None, RunOptions | None, bool]:
         """Options of runs that always use the same buffers: on CUDA the first is captured, the others replay it.
 
-        With the first options a run waits until it is done, with the second it does not (``capturing_run``).
+        With the first options a run waits until it is done, with the second it does not (``capturing_run``). The third
+        says whether it is so: after very many, runs are no longer captured.
         """
         if not captures_graphs(session):
-            return None, None
-        self._captured += 1
-        return capturing_run(self._captured), capturing_run(self._captured, wait=False)
+            return None, None, False
+        number = next(self._numbers)
+        captured = number <= _MOST_CAPTURED
+        number = number if captured else -1
+        return capturing_run(number), capturing_run(number, wait=False), captured
 
     def step(self, tokens: Tokens, state: State) -> tuple[Logits, State]:
         """One step without side effects: tokens int64 [batch], state → logits [batch, vocabulary], next state."""
@@ -169,6 +175,7 @@ class Stepper:
             outputs[ATTENTION] = Buffer(np.zeros((batch, length), np.float32), "cpu")
         self.attention: Logits = outputs[ATTENTION].array if memory else np.empty((batch, 0), np.float32)
         self._reordering = None if self._on_cpu else graph.reordering(self._states)
+        self._replacing = None if self._on_cpu or self._memory else graph.replacing(self._states)
         self._bindings = [
             _bind(graph, batch, inputs, outputs, self._states[side], self._states[1 - side]) for side in range(2)
         ]
@@ -212,6 +219,10 @@ class Stepper:
 
     def replace(self, rows: NDArray[np.int64], state: State, memory: Memory | None = None) -> None:
         """The streams ``rows[i]``, one or several, begin anew with row i of the state and of a memory that fits in."""
+        if self._replacing and state.batch == 1:
+            self._replacing.run(self._side, rows.ravel(), state)
+            self._side = 1 - self._side
+            return
         for name, array in (memory or {}).items():
             buffer = self._memory[name]
             buffer.array[rows if array.ndim == 1 else (rows, slice(array.shape[1]))] = array[:, None]

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rnn_edge.choice import CHOICE, NO_FILTERS, NOISE, TEMPERATURE, WEIGHTS, Filters, choice_nodes, weigh
-from rnn_edge.errors import BundleError
+from rnn_edge.errors import BundleError, DeviceError
 from rnn_edge.onnx_model import FLOAT, INT64, Model, constant_nodes, read_model, renamed, value
 from rnn_edge.providers import Device, open_session
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STEPS = 4  # of one graph: twice as many save little more, and take twice the time to be made
 _LARGEST = 8_000_000  # bytes of a graph: in larger ones steps take so long that little is saved
+_LARGEST_ON_CUDA = 100_000_000  # there each step has the weights to itself
 _PAYS_AFTER = 1024  # tokens
 _FILTERS_PAY_AFTER = 256
 _SLOW = 0.0025  # seconds of a step, from which on each is better shown at once
@@ -48,8 +49,9 @@ class UnrolledGraphs:
         graph = bundle.path / bundle.manifest.graphs["step"]
         self._where = str(graph)
         # ONNX Runtime would widen fp16 weights once for every step.
-        is_small = graph.stat().st_size <= _LARGEST and bundle.manifest.precision != "fp16"
-        self._suits = device == "cuda" or is_small
+        size = graph.stat().st_size
+        on_cpu = size <= _LARGEST and bundle.manifest.precision != "fp16"
+        self._suits = on_cpu if device == "cpu" else size <= _LARGEST_ON_CUDA
 
     def always(self) -> None:
         """Make them at once, whatever they cost."""
@@ -77,14 +79,14 @@ class UnrolledGraphs:
     def session(self, filters: Filters) -> InferenceSession | None:
         """A graph that pays by now, made when it is first asked for.
 
-        None also where it cannot be made: if the bundle was replaced meanwhile, texts go on without.
+        None also where it cannot be made, as when the bundle was replaced meanwhile: texts go on without.
         """
         if self.steps_before(filters):
             return None
         if filters not in self._sessions:
             try:
                 self._sessions[filters] = self._open(filters)
-            except BundleError:
+            except (BundleError, DeviceError):
                 self._always = self._suits = False
         return self._sessions.get(filters)
 

@@ -37,7 +37,7 @@ class _Value:
         self.all.add(self)
         self.host, self.device = array, array.copy()
         self.real = _VALUES.ortvalue_from_numpy(self.device)
-        self.is_known = True  # on the host, what a graph has written
+        self.spoilt = b""  # what the host had when a graph had written here
 
     def data_ptr(self) -> int:
         address: int = self.real.data_ptr()
@@ -46,24 +46,22 @@ class _Value:
     def update_inplace(self, array: NDArray[Any]) -> None:
         assert not self.underway, "sent while a run is underway"
         self.device[...] = array
-        self.is_known = True
 
     def numpy(self) -> NDArray[Any]:
         assert not self.underway, "read while a run is underway"
-        self.is_known = True
         return self.device.copy()
 
     def check(self, name: str) -> None:
         """As an input."""
-        if self.is_known and self.device.tobytes() != self.host.tobytes():
+        if self.host.tobytes() not in (self.device.tobytes(), self.spoilt):
             raise RuntimeError(f"{name} was changed and not sent")
         if self.device.dtype == np.float32 and np.isnan(self.device).any():
             raise RuntimeError(f"{name} was sent and not read before")
 
     def spoil(self) -> None:
         """As an output."""
-        self.is_known = False
         self.host[...] = np.nan if self.host.dtype == np.float32 else 1
+        self.spoilt = self.host.tobytes()
 
 
 def _owner(address: int) -> _Value:

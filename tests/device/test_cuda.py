@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rnn_edge import stepper as stepper_module
 from rnn_edge import unrolling
 from rnn_edge.bundle import open_bundle
 from rnn_edge.captured_stepper import CapturedStepper
 from rnn_edge.choice import NO_FILTERS
 from rnn_edge.chooser import DEPTH, Chooser
-from rnn_edge.errors import InvalidValueError
+from rnn_edge.errors import DeviceError, InvalidValueError
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.providers import captures_graphs, cuda_available
 from rnn_edge.state import load_state, save_state, zero_state
@@ -117,7 +118,7 @@ def test_steppers_share_what_is_captured(pair: tuple[LanguageModel, LanguageMode
                 plain.load(kept)
         assert captured.state().largest_difference(plain.state()) < 1e-4
         assert np.abs(captured.feed([1, 2]) - plain.feed([1, 2])).max() < 1e-4
-        counts.append(cuda._captured)
+        counts.append(repr(cuda._numbers))
         del captured
         gc.collect()
     assert counts[1:] == counts[:-1]
@@ -138,10 +139,38 @@ def test_buffers_serve_the_next_text(pair: tuple[LanguageModel, LanguageModel]) 
                 pass
             next(cuda.generate_samples("The", 6, max_tokens=20, seed=2))
             next(cuda.generate_batch(["The", "a", "I"], max_tokens=20, seed=2).texts())
-            counts.append(cuda.graph._captured)
+            counts.append(repr(cuda.graph._numbers))
     finally:
         gc.enable()
     assert counts[2:] == counts[1:-1]
+
+
+def test_runs_are_not_captured_without_end(
+    pair: tuple[LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepper_module, "_MOST_CAPTURED", 12)
+    cuda = LanguageModel.load(pair[0].bundle.path, device="cuda")
+    texts = [cuda.generate("Marta", max_tokens=60, seed=4) for _ in range(3)]
+    found = ["".join(event.text for event in events) for events in texts]
+    del texts  # whose buffers go back
+    assert found == [text(pair[1])] * 3
+    together = [item.text for item in cuda.generate_samples("The", 5, max_tokens=30, seed=2).texts()]
+    assert together == [item.text for item in pair[1].generate_samples("The", 5, max_tokens=30, seed=2).texts()]
+    captured = [chooser.is_captured for chooser in cuda.graph._choosers]
+    assert set(captured) == {True, False}
+
+
+def test_a_filter_whose_graph_does_not_open(
+    pair: tuple[LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unrolling, "_PAYS_AFTER", 25)
+    cuda = LanguageModel.load(pair[0].bundle.path, device="cuda")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise DeviceError("--device cuda: out of memory", "use --device cpu")
+
+    monkeypatch.setattr(unrolling, "open_session", fail)
+    assert text(cuda, **SETTINGS[2]) == text(pair[1], **SETTINGS[2])
 
 
 def test_filters_make_a_graph(pair: tuple[LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ def test_what_is_forgotten_shows(forgotten: str, settings: dict[str, Any], monke
             texts(**settings)
     else:
         monkeypatch.setattr(Buffer, "read", lambda self: self.array)
+        monkeypatch.setattr(Buffer, "fetch", lambda self: self.array)
         with pytest.raises((BundleError, AssertionError), match=r"not read before|assert"):
             assert texts(**settings) == expected
 

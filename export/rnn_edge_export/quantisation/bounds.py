@@ -10,11 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from rnn_edge_export.quantisation.graph import GraphReader, attribute
+from rnn_edge_export.quantisation.graph import RECURRENT, GraphReader, attribute
 
 _SAME = {"Squeeze", "Unsqueeze", "Transpose", "Split", "Slice", "Reshape", "Identity", "Expand", "Cast", "Gather"}
 _UNIT = {"Tanh", "Sigmoid", "Softmax"}
-_RECURRENT = {"LSTM", "GRU", "RNN"}
 
 
 def find_bounds(reader: GraphReader, inputs: Mapping[str, float]) -> dict[str, float]:
@@ -38,7 +37,7 @@ def find_bounds(reader: GraphReader, inputs: Mapping[str, float]) -> dict[str, f
             bound = 1.0
             convex |= set(outputs) if node.op_type == "Softmax" else set()
             shares |= set(outputs) if node.op_type != "Tanh" else set()
-        elif node.op_type in _RECURRENT:
+        elif node.op_type in RECURRENT:
             # A GRU's h is a mean of what it was at first and a tanh. An LSTM's third output, its cell, has no bound.
             first = node.input[5] if node.op_type == "GRU" and len(node.input) > 5 else ""
             bound = (max(1.0, of(first) or 0.0) if of(first) is not None else None) if first else 1.0

@@ -1,8 +1,9 @@
 """Weights in half the bytes (IEEE binary16), and products with them in half precision where the hardware has it.
 
 Recurrent operators of one step compute in half precision as a whole, which on CUDA is one call of cuDNN; written-out
-cells and attention do so in their products alone. What goes in and comes out, states above all, stays fp32. A CPU has
-no such products: ONNX Runtime widens the weights there once, when the graph is loaded, and computes in fp32.
+cells and attention do so in their products alone. What goes in and comes out is fp32, states above all, whose values
+are those of half precision. A CPU has no such products: ONNX Runtime widens the weights there once, when the graph is
+loaded, and computes in fp32, but for the state between two steps.
 """
 
 import numpy as np
@@ -19,7 +20,7 @@ def check_fits(graph: onnx.GraphProto) -> None:
     """Raises ParityError for a weight that is too large for half precision."""
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if _is_large(values) and np.abs(values).max() > np.finfo(np.float16).max:
+        if values.dtype == np.float32 and values.ndim > 1 and np.abs(values).max() > np.finfo(np.float16).max:
             raise ParityError(f"{tensor.name} has values that half precision cannot hold", "leave it in fp32")
 
 

@@ -46,22 +46,6 @@ class Products(Protocol):
         """Whether one product of all inputs is better than one of each and a sum."""
 
 
-class FloatProducts:
-    """Nothing is rounded."""
-
-    def add(
-        self, writer: GraphWriter, inputs: Sequence[Activation], weight: Matrix, bias: Array | None, output: str = ""
-    ) -> str:
-        """See ``Products``."""
-        x = _concat(writer, [item.name for item in inputs])
-        y = writer.add("MatMul", [x, writer.constant(weight, "weight")], output="" if bias is not None else output)
-        return y if bias is None else writer.add("Add", [y, writer.constant(bias, "bias")], output=output)
-
-    def joins(self, inputs: Sequence[Activation]) -> bool:
-        """See ``Products``."""
-        return False
-
-
 class StaticProducts:
     """Eight-bit weights with one scale a column, and uint8 activations by their bound."""
 
@@ -73,7 +57,7 @@ class StaticProducts:
     ) -> str:
         """See ``Products``. Inputs of other bounds make products of their own, for the sake of the columns' scales."""
         if weight.size < ROUNDED_FROM or any(item.bound is None for item in inputs):
-            return FloatProducts().add(writer, inputs, weight, bias, output)
+            return _float_product(writer, inputs, weight, bias, output)
         parts, first = [], 0
         for bound, group in groupby(inputs, key=lambda item: item.bound or 1.0):
             members = list(group)
@@ -124,7 +108,7 @@ class BlockProducts:
     ) -> str:
         """See ``Products``."""
         if weight.size < ROUNDED_FROM:
-            return FloatProducts().add(writer, inputs, weight, bias, output)
+            return _float_product(writer, inputs, weight, bias, output)
         block_size = fitting_block(weight.shape[0], self._block_size)
         blocks = to_blocks(weight, block_size)
         names = [_concat(writer, [item.name for item in inputs]), writer.constant(blocks.values, "weight_int4")]
@@ -143,6 +127,15 @@ def fitting_block(rows: int, largest: int) -> int:
     """The largest block that fills up columns of so many rows with the fewest zeros; below 32 only if asked for."""
     sizes = [largest >> shift for shift in range(4) if largest >> shift >= min(32, largest)]
     return min(sizes, key=lambda size: (-rows % size, -size))
+
+
+def _float_product(
+    writer: GraphWriter, inputs: Sequence[Activation], weight: Matrix, bias: Array | None, output: str
+) -> str:
+    """What is not rounded."""
+    x = _concat(writer, [item.name for item in inputs])
+    y = writer.add("MatMul", [x, writer.constant(weight, "weight")], output="" if bias is not None else output)
+    return y if bias is None else writer.add("Add", [y, writer.constant(bias, "bias")], output=output)
 
 
 def _concat(writer: GraphWriter, names: Sequence[str]) -> str:
