@@ -91,37 +91,28 @@ class BatchGeneration(Iterator[Event]):
                 pieces = []
 
 
+@dataclass
 class _Batch:
-    """What writes them."""
+    """What writes them; see ``BatchGeneration``."""
 
-    def __init__(
-        self,
-        graph: StepGraph,
-        texts: Iterator[TextStream],
-        options: TextOptions,
-        batch_size: int,
-        state: State,
-        shared: list[int],
-        ready: Callable[[], bool],
-    ) -> None:
-        """See ``BatchGeneration``."""
-        self._graph = graph
-        self._waiting, self._ready = texts, ready
-        self._more = True  # whether any may wait
-        self._error: Exception | None = None
-        self._options = options
-        self._batch_size = batch_size
-        self._state = state
-        self._shared = shared
-        self.steps = 0
-        self.cancelled = False
-        self.whole = False  # whether nobody looks at single tokens: then there are no events but the last of each text
+    graph: StepGraph
+    waiting: Iterator[TextStream]
+    options: TextOptions
+    batch_size: int
+    state: State
+    shared: list[int]
+    ready: Callable[[], bool]
+    steps: int = 0
+    cancelled: bool = False
+    whole: bool = False  # whether nobody looks at single tokens: then there are no events but the last of each text
+    _more: bool = True  # whether any may wait
+    _error: Exception | None = None
 
     def run(self) -> Iterator[Event]:
         start, waiting = self._read_shared(), self._texts()
-        first = self._take(waiting, self._batch_size, wait=True)
+        first = self._take(waiting, self.batch_size, wait=True)
         if first:
-            rows = _Rows(self._graph, first, start, self._options)
+            rows = _Rows(self.graph, first, start, self.options)
             while not self.cancelled and rows.used:
                 freed = False
                 chosen = rows.run()
@@ -137,9 +128,9 @@ class _Batch:
                         yield _end(text)
                         rows.vacate(row)
                         freed = True
-                if not self.cancelled and (freed or (self._more and rows.used < self._batch_size)):
-                    coming = self._take(waiting, self._batch_size - rows.used, wait=not rows.used)
-                    rows.refill(coming, self._batch_size)
+                if not self.cancelled and (freed or (self._more and rows.used < self.batch_size)):
+                    coming = self._take(waiting, self.batch_size - rows.used, wait=not rows.used)
+                    rows.refill(coming, self.batch_size)
             for remaining in filter(None, rows.texts):
                 remaining.finish_reason = "interrupt"
                 yield _end(remaining)
@@ -149,7 +140,7 @@ class _Batch:
     def _take(self, waiting: Iterator[TextStream], most: int, *, wait: bool) -> list[TextStream]:
         """Up to so many texts, as many as are there; where there is none, ``wait`` for one."""
         taken: list[TextStream] = []
-        while self._more and len(taken) < most and ((wait and not taken) or self._ready()):
+        while self._more and len(taken) < most and ((wait and not taken) or self.ready()):
             text = next(waiting, None)
             if text is None:
                 self._more = False
@@ -159,11 +150,11 @@ class _Batch:
 
     def _read_shared(self) -> State:
         """The state that every text begins with."""
-        if not self._shared:
-            return self._state
-        stepper = self._graph.stepper()
-        stepper.load(self._state)
-        for token in self._shared:
+        if not self.shared:
+            return self.state
+        stepper = self.graph.stepper()
+        stepper.load(self.state)
+        for token in self.shared:
             if self.cancelled:
                 break
             stepper.step(token)
@@ -172,7 +163,7 @@ class _Batch:
     def _texts(self) -> Iterator[TextStream]:
         """Those that wait, until one cannot be had: that is told when the texts before it are finished."""
         try:
-            yield from self._waiting
+            yield from self.waiting
         except Exception as error:
             self._error = error
 
