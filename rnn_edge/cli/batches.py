@@ -28,13 +28,17 @@ class Prompts:
         self.file = None if str(file) == "-" else file
         self.waiting: deque[str] = deque()
         self.before_reading: Callable[[], None] = lambda: None  # called before what may take long
+        self.is_waiting = False  # for a line that nobody has written yet
         self._lines: deque[str] = deque()
 
     def __iter__(self) -> Iterator[str]:
         chunks = line_chunks(self.file)
         while True:
             self.before_reading()
-            if (chunk := next(chunks, None)) is None:
+            self.is_waiting = not self.ready()
+            chunk = next(chunks, None)
+            self.is_waiting = False
+            if chunk is None:
                 return
             self._lines.extend(chunk)
             while self._lines:
@@ -104,9 +108,15 @@ def show_lines(
     """A line for each line of the input, in its order; the exit code."""
     out, tally = render.StreamWriter(), _Tally()
     prompts.before_reading = out.flush
+
+    def cancel() -> None:
+        batch.cancel()
+        if prompts.is_waiting:  # which a read would go on doing
+            raise KeyboardInterrupt
+
     with render.progress("generating", quiet=quiet or sys.stdout.isatty()) as progress:
         total = 0 if quiet else count_lines(prompts.file)
-        with cancel_on_interrupt(batch.cancel):
+        with cancel_on_interrupt(cancel):
             try:
                 for text in batch.texts():
                     prompt = prompts.waiting.popleft()
@@ -114,6 +124,9 @@ def show_lines(
                     out.write((_json_line(text, prompt) if json_lines else escape(before + text.text)) + "\n")
                     tally.add(text.timings)
                     progress(tally.texts, total and max(total, tally.texts))
+            except KeyboardInterrupt:
+                if not prompts.is_waiting:
+                    raise
             finally:
                 out.close()  # the lines before an error are not lost
     return tally.end(batch, loaded, device, quiet=quiet)

@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,24 @@ def test_each_prompt_of_a_pipe_is_answered_before_the_next_comes(gru: LanguageMo
             assert process.stdout.read() == b""
         finally:
             process.kill()
+
+
+def test_one_interrupt_ends_a_wait_for_prompts(gru: LanguageModel) -> None:
+    line, pipe = command(*LINE, "--input", "-"), subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, env=environment(), bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(b"The \n")
+            assert process.stdout.readline().decode() == one_line(expected(gru, "The ", 0)) + "\n"
+            time.sleep(0.5)  # it waits by now
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (130, b"")
+    assert err.decode().count("\n") == 1
+    assert "1 text from prompts of 4 tokens" in err.decode()
 
 
 def test_no_prompts(cli: Cli, tmp_path: Path) -> None:
