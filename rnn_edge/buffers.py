@@ -69,7 +69,7 @@ class Ring:
             binding.bind_ortvalue_output(name, self._buffers[slot].value)
 
     def send(self, slots: Iterable[int]) -> None:
-        """``array`` was changed in these slots, and is what the others hold: let the graph see it."""
+        """``array`` was changed in these slots: let the graph see it. The others may get what it has for them, too."""
         for buffer in self._buffers if self._together else [self._buffers[slot] for slot in slots]:
             buffer.send()
 

@@ -46,11 +46,8 @@ class CapturedStepper:
         self._start(self.state().take(rows))
 
     def replace(self, rows: NDArray[np.int64], state: State) -> None:
-        """See ``Stepper.replace``; a language model has no memory."""
-        changed = self.state()
-        for name, tensor in state.tensors.items():
-            changed.tensors[name][rows] = tensor[:, None]
-        self._start(changed)
+        """The streams ``rows`` [n, 1] begin anew, all with the state of one stream, or each with its own."""
+        self.chooser.replace(rows[:, 0], state, 0)
 
     def state(self) -> State:
         """A copy of the state."""

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 DEPTH = 8  # steps of a burst at most, and states that are kept
 BURST_SECONDS = 0.01  # of steps without a look at what they brought: a third of what an eye sees as one picture
 
-
 _Run = tuple[Any, Any, Any]  # what to call, with which binding and options, which have no types in the runtime
 
 
@@ -72,18 +71,19 @@ class Chooser:
         self.length = 1  # steps of the next burst: the first comes alone, then as many as take BURST_SECONDS
 
     def start(
-        self, state: State, tokens: int | NDArray[np.int64], temperature: float, barred: int | None = None
+        self, state: State | None, tokens: int | NDArray[np.int64], temperature: float, barred: int | None = None
     ) -> None:
-        """Go on from a state with these tokens to be fed.
+        """Go on from a state, None for that which is there, with these tokens to be fed.
 
         At temperature 1 without noise the likeliest are chosen, but never the id ``barred``.
         """
-        self._slot = self._ran = 0
-        self.length = 1
-        for name, tensor in state.tensors.items():
-            self._states[0][name].write(tensor)
-        self._tokens.array[0] = tokens
-        self._tokens.send([0])
+        if state is not None:
+            self._slot = 0
+            for name, tensor in state.tensors.items():
+                self._states[0][name].write(tensor)
+        self._ran, self.length = 0, 1
+        self.tokens[:] = tokens
+        self._tokens.send([self._slot])
         self._temperature.write(temperature)
         if barred != self._barred:
             self._barred = barred
@@ -92,7 +92,7 @@ class Chooser:
                 self._silence[barred] = -np.inf
             self._noisy = set(range(DEPTH))
 
-    def replace(self, rows: Sequence[int], state: State, tokens: Sequence[int]) -> None:
+    def replace(self, rows: Sequence[int] | NDArray[np.int64], state: State, tokens: int | Sequence[int]) -> None:
         """These streams go on from the state of one stream, with these tokens to be fed."""
         if self._on_cpu or self.batch <= IDLE_UP_TO:  # a copy here and back takes less than making a graph
             for name, tensor in state.tensors.items():
@@ -136,7 +136,7 @@ class Chooser:
 
     def step(self, tokens: int | NDArray[np.int64]) -> Logits:
         """Feed these tokens in place of those chosen → logits [batch, vocabulary]."""
-        self._tokens.array[self._slot] = tokens
+        self.tokens[:] = tokens
         self._tokens.send([self._slot])
         self._execute(1)
         return self.logits(0)

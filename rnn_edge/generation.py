@@ -83,7 +83,7 @@ class _Writing:
         sampler = Sampler(
             options.sampling,
             self._stepper.manifest.tokenizer.vocabulary_size,
-            seed=self._options.seed,
+            seed=options.seed,
             stream=text.stream,
             step=text.first_step + text.count,
             recent=text.recent,
@@ -109,13 +109,14 @@ class _Writing:
         noise = None
         if not sampling.greedy:
             step = text.first_step + text.count
-            noise = Noise(size, seed=self._options.seed, stream=text.stream, step=step, barred=options.barred)
-        # A captured stepper is not needed any more, and its buffers are.
-        own = self._stepper.chooser if isinstance(self._stepper, CapturedStepper) else None
-        shared = own is not None and own.filters == filters
-        chooser = own if own and shared else self._graph.borrow_chooser(self, filters=filters)
+            noise = Noise(size, seed=options.seed, stream=text.stream, step=step, barred=options.barred)
         temperature = 1.0 if sampling.greedy else sampling.temperature
-        chooser.start(self._stepper.state(), text.pending, temperature, options.barred)
+        if isinstance(self._stepper, CapturedStepper) and not filters.any:  # go on with its buffers
+            chooser = self._stepper.chooser
+            chooser.start(None, text.pending, temperature, options.barred)
+        else:
+            chooser = self._graph.borrow_chooser(self, filters=filters)
+            chooser.start(self._stepper.state(), text.pending, temperature, options.barred)
         longest, penalty = DEPTH, None
         if filters.penalty != 1:  # between runs it learns what was chosen
             longest = STEPS

@@ -49,10 +49,8 @@ def _transcripts(bundle: Bundle) -> tuple[GoldenTranscript, ...]:
     text += _random().integers(0, tokenizer.vocabulary_size, _STEPS - len(text)).tolist()
     start = bundle.manifest.special_ids.start or 0
     given: tuple[tuple[Literal["greedy", "text"], list[int]], ...] = ("greedy", [start]), ("text", text)
-    return tuple(
-        GoldenTranscript(kind, *_follow(graph.stepper(), ids, _STEPS), _tolerance(bundle.manifest))
-        for kind, ids in given
-    )
+    tolerance = _tolerance(bundle.manifest)
+    return tuple(GoldenTranscript(kind, *_follow(graph.stepper(), ids, _STEPS), tolerance) for kind, ids in given)
 
 
 def _translation(graphs: EncoderDecoderGraphs, text: str, source: list[int]) -> GoldenTranslation:

@@ -13,7 +13,7 @@ from rnn_edge.batch_generation import BatchGeneration, _burst
 from rnn_edge.chooser import DEPTH, Chooser
 from rnn_edge.events import Event
 from rnn_edge.language_model import LanguageModel
-from rnn_edge.row_writers import smaller_batch
+from rnn_edge.row_writers import larger_batch, smaller_batch
 from rnn_edge.stepper import Stepper
 from tests.device.tiny import GRU, LSTM, copy_bundle
 
@@ -163,13 +163,15 @@ def test_how_long_bursts_are() -> None:
     assert _burst([8], 1) == 1
 
 
-def test_how_batches_get_smaller(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_batches_get_smaller_and_larger(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [larger_batch(model.graph, 3, used, 100) for used in (4, 99)] == [4, 99]
     assert [smaller_batch(model.graph, 100, used) for used in (99, 70, 69, 1)] == [100, 100, 69, 1]
     monkeypatch.setattr(model.graph, "device", "cuda")
     assert [smaller_batch(model.graph, 255, used) for used in (255, 1)] == [255, 255]
     assert [smaller_batch(model.graph, 4100, used) for used in (4100, 1026, 1025, 257, 65, 1)] == [
         *(4100, 4100, 1025, 1025, 256, 64)
     ]
+    assert [larger_batch(model.graph, 3, used, 100) for used in (4, 12, 13, 49)] == [12, 12, 48, 100]
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])

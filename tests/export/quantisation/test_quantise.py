@@ -59,6 +59,10 @@ def test_a_rounded_bundle_proves_itself(name: str, precision: Precision, tmp_pat
     for field in kept:
         assert getattr(manifest, field) == getattr(given, field), field
     assert len(manifest.golden) == len(given.golden)
+    tolerances = {item.tolerance for item in manifest.golden} | {
+        item.tolerance for item in manifest.golden_translations
+    }
+    assert tolerances == {0.05 if precision == "fp16" else 0.001}
     assert len(manifest.golden_translations) == len(given.golden_translations)
 
 
