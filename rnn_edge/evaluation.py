@@ -17,6 +17,7 @@ from rnn_edge.search import log_normalisers
 if TYPE_CHECKING:
     from rnn_edge.language_model import LanguageModel
     from rnn_edge.text_files import Pair
+    from rnn_edge.tokenizer import Tokenizer, Unknown
     from rnn_edge.translation import TranslationOptions
     from rnn_edge.translator import Translator
 
@@ -69,6 +70,12 @@ class TranslationScores:
     reference: Loss
     seconds: float
     words: int
+
+
+def characters_of(tokenizer: Tokenizer, text: str, ids: Sequence[int], unknown: Unknown) -> tuple[int, int]:
+    """How many characters of ``text`` its ``ids`` stand for, and all of them but the first, which is not scored."""
+    covered = tokenizer.covered(text, ids) if unknown == "skip" else len(text)
+    return covered, covered - len(tokenizer.decode(ids[:1]))
 
 
 def carried_loss(model: LanguageModel, ids: Sequence[int], characters: int, progress: Progress) -> Loss:

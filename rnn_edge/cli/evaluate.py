@@ -221,7 +221,7 @@ def _language_model(
     bundle: "Bundle", data: list[Path], block: int, unknown: Any, encoding: str, device: Any, threads: Any
 ) -> list[dict[str, Any]]:
     from rnn_edge import render
-    from rnn_edge.evaluation import carried_loss, cold_block_loss
+    from rnn_edge.evaluation import carried_loss, characters_of, cold_block_loss
     from rnn_edge.language_model import LanguageModel
     from rnn_edge.text_files import read_text
 
@@ -232,8 +232,7 @@ def _language_model(
     if len(ids) < 2:
         raise DataError(f"{data[0]} has {len(ids)} tokens", "give at least two")
     found = []
-    covered = model.tokenizer.covered(text, ids) if unknown == "skip" else len(text)
-    characters = covered - len(model.tokenizer.decode(ids[:1]))  # the first token is not scored
+    covered, characters = characters_of(model.tokenizer, text, ids, unknown)
     with render.progress("state carried") as progress:
         found.append(carried_loss(model, ids, characters, progress))
     if len(ids) > block:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rnn_edge.errors import DataError, InvalidValueError, RunError
-from rnn_edge.evaluation import Loss
+from rnn_edge.evaluation import Loss, characters_of
 from rnn_edge.text_files import read_text
 from rnn_edge.tokenizer import Tokenizer, Unknown
 from rnn_edge_export.hardware import resolve_device
@@ -85,8 +85,7 @@ def evaluate_run(
         found.append(Loss(method, nats, count, characters, perf_counter() - started))
 
     every, ids = len(tokens) - 1, tokens.tolist()
-    covered = source.tokenizer.covered(text, ids) if unknown == "skip" else len(text)
-    characters = covered - len(source.tokenizer.decode(ids[:1]))  # the first token is not scored
+    covered, characters = characters_of(source.tokenizer, text, ids, unknown)
     measure("state carried from a zero start", lambda: carried_loss(model, tokens), every, characters)
     if every >= block:
         count = every // block * block
