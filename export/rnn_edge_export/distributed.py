@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # loaded later, its defaults would keep the group past leave_world
 from torch import Tensor, nn
 
 from rnn_edge.errors import RunError
@@ -102,7 +103,11 @@ def join_world() -> World:
 
 
 def leave_world(world: World) -> None:
-    """Part in good order: all of them, at the end."""
+    """Part in good order: all of them, at the end.
+
+    The engine's threads end here, if nothing else holds the group: one that lives on as Python ends may abort the
+    process (pytorch/pytorch#190489).
+    """
     if world.size > 1:
         dist.destroy_process_group()
 

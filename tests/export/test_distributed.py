@@ -29,12 +29,15 @@ _FLAGS = (
 _STILL = ("--layer-dropout", "0", "--output-dropout", "0")  # masks differ between processes
 
 
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 def _start(processes: int, *arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rnn_edge"] if processes == 1 else [*_TORCHRUN, str(processes), "-m"]
     command += ["rnn_edge_export"] * (processes > 1)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, "train", "lm", *map(str, arguments)], text=True, stderr=subprocess.PIPE, env=environment
+        [*command, "train", "lm", *map(str, arguments)], text=True, stderr=subprocess.PIPE, env=_environment()
     )
 
 
@@ -94,6 +97,30 @@ def test_a_killed_process_ends_the_run_and_it_resumes(tmp_path: Path, corpus: Pa
     steps = [step for kind, step, _ in _losses(run) if kind == "train"]
     assert steps == sorted(set(steps))
     assert steps[-1] >= done
+
+
+_LEAVES = """
+import os, sys, torch
+from rnn_edge_export.distributed import join_world, leave_world
+world = join_world()
+parameter = torch.nn.Parameter(torch.ones(3))
+parameter.sum().backward()
+world.sum_gradients([parameter])
+torch.optim.AdamW([parameter]).step()  # loads more of the engine
+names = lambda: [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+working = sum("gloo" in name for name in names())
+leave_world(world)
+print("threads", working > 0, sum("gloo" in name for name in names()), file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux names them")
+def test_no_thread_of_the_engine_is_left_when_python_ends(tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text(_LEAVES, encoding="utf-8")
+    command = [*_TORCHRUN, "2", str(tmp_path / "leaves.py")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=_environment(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("threads True 0") == 2, done.stderr
 
 
 def test_streams_are_shared_without_overlap(corpus: Path) -> None:
