@@ -100,7 +100,7 @@ def test_a_killed_process_ends_the_run_and_it_resumes(tmp_path: Path, corpus: Pa
 
 
 _LEAVES = """
-import os, sys, torch
+import os, torch
 from rnn_edge_export.distributed import join_world, leave_world
 world = join_world()
 parameter = torch.nn.Parameter(torch.ones(3))
@@ -108,9 +108,9 @@ parameter.sum().backward()
 world.sum_gradients([parameter])
 torch.optim.AdamW([parameter]).step()  # loads more of the engine
 names = lambda: [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
-working = sum("gloo" in name for name in names())
+assert any("gloo" in name for name in names()), names()
 leave_world(world)
-print("threads", working > 0, sum("gloo" in name for name in names()), file=sys.stderr)
+assert not any("gloo" in name for name in names()), names()
 """
 
 
@@ -120,7 +120,6 @@ def test_no_thread_of_the_engine_is_left_when_python_ends(tmp_path: Path) -> Non
     command = [*_TORCHRUN, "2", str(tmp_path / "leaves.py")]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=_environment(), timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("threads True 0") == 2, done.stderr
 
 
 def test_streams_are_shared_without_overlap(corpus: Path) -> None:
