@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from rnn_edge.errors import InvalidValueError
+from rnn_edge.errors import InvalidValueError, RunError
+from rnn_edge_export.cli.train import session
 from rnn_edge_export.distributed import World
 from rnn_edge_export.language_model.data import Texts, load_corpus
 from rnn_edge_export.language_model.task import LanguageModelTask
@@ -97,6 +99,21 @@ def test_a_killed_process_ends_the_run_and_it_resumes(tmp_path: Path, corpus: Pa
     steps = [step for kind, step, _ in _losses(run) if kind == "train"]
     assert steps == sorted(set(steps))
     assert steps[-1] >= done
+
+
+def test_what_ends_all_processes_leaves_time_to_say_why() -> None:
+    several = SimpleNamespace(world=World(0, 2), scoring=False, interrupted=False)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with session._interrupts(several):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert several.interrupted
+        assert signal.getsignal(signal.SIGTERM) == before
+        with pytest.raises(RunError), session._interrupts(several):
+            raise RunError("another process is gone", "go on with --resume")
+        os.kill(os.getpid(), signal.SIGTERM)  # and the message is yet to be shown
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _LEAVES = """

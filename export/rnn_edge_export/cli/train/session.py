@@ -205,6 +205,10 @@ def _interrupts(trainer: Any) -> Iterator[None]:
     old = [signal.signal(item, handle) for item in signals]
     try:
         yield
+    except BaseException:
+        if together:  # what started the others ends this one, too, which has yet to say why
+            old[1] = signal.SIG_IGN
+        raise
     finally:
         for item, handler in zip(signals, old, strict=True):
             signal.signal(item, handler)
