@@ -9,7 +9,7 @@ import numpy as np
 
 from rnn_edge.events import Event, FinishReason, Timings
 from rnn_edge.memory import check_batch
-from rnn_edge.row_writers import burst_depth, larger_batch, row_writer, smaller_batch
+from rnn_edge.row_writers import burst_depth, larger_batch, next_writer, row_writer, smaller_batch
 from rnn_edge.state import State, zero_state
 from rnn_edge.stepper import StepGraph
 from rnn_edge.text_stream import TextOptions, TextStream
@@ -215,7 +215,7 @@ class _Rows:
         size = len(self.texts)
         if self.used > size:
             more = larger_batch(self._graph, size, self.used, most) - size
-            self._writer = self._writer.keep([*range(size), *[0] * more])  # any row will do for those
+            self._resize([*range(size), *[0] * more])  # any row will do for those
             self.texts += [None] * more
         free = (row for row, text in enumerate(self.texts) if text is None)
         seated = list(zip(free, texts, strict=False))
@@ -226,8 +226,14 @@ class _Rows:
         if 0 < self.used < (size := len(self.texts)) and (fewer := smaller_batch(self._graph, size, self.used)) < size:
             # Those in use first.
             rows = sorted(range(size), key=lambda row: self.texts[row] is None)[:fewer]
-            self._writer = self._writer.keep(rows)
+            self._resize(rows)
             self.texts = [self.texts[row] for row in rows]
+
+    def _resize(self, rows: list[int]) -> None:
+        """Go on with these rows alone. Buffers are free before others take their place."""
+        kept = self._writer.rows(rows)
+        del self._writer
+        self._writer = next_writer(self._graph, self._options, kept)
 
     def _seat(self, texts: list[tuple[int, TextStream]]) -> None:
         rows = [row for row, _ in texts]

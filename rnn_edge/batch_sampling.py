@@ -24,7 +24,7 @@ class RowNoise:
 
     def __init__(self, vocabulary_size: int, batch: int, *, seed: int, least: int = 1, threads: int = 1) -> None:
         """A block has ``least`` steps or more, drawn by so many threads."""
-        self._seed, self._size, self._least, self._threads = seed, vocabulary_size, least, threads
+        self._seed, self._size, self._threads = seed, vocabulary_size, threads
         self._streams = np.zeros(batch, np.uint64)
         self._steps = np.zeros(batch, np.uint64)  # the step that the next choice of a row is
         self._waits = np.zeros(batch, np.int64)  # choices before the first that counts; below 0 after it
@@ -56,9 +56,9 @@ class RowNoise:
         self._waits -= len(taken)
         return taken
 
-    def keep(self, rows: Sequence[int]) -> RowNoise:
-        """Noise that goes on with these rows."""
-        kept = RowNoise(self._size, len(rows), seed=self._seed, least=self._least, threads=self._threads)
+    def keep(self, rows: Sequence[int], least: int = 1) -> RowNoise:
+        """Noise that goes on with these rows, in blocks of ``least`` steps or more."""
+        kept = RowNoise(self._size, len(rows), seed=self._seed, least=least, threads=self._threads)
         kept._streams, kept._steps, kept._waits = self._streams[rows], self._steps[rows], self._waits[rows]
         return kept
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rnn_edge.buffers import Buffer
 from rnn_edge.onnx_nodes import Node, Tensor, model_bytes
-from rnn_edge.providers import Device, open_session
+from rnn_edge.providers import Device, open_session, run_failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Sides = Sequence[Mapping[str, Buffer]]  # sets of buffers, of which a graph reads one and writes the next
 
 _ROWS, _KEPT = "rows", "kept"
+_REORDERS, _REPLACES = "the graph that reorders states", "the graph that replaces states"
 
 
 def reordering_session(widths: Mapping[str, int], device: Device) -> InferenceSession:
@@ -29,7 +30,7 @@ def reordering_session(widths: Mapping[str, int], device: Device) -> InferenceSe
     outputs = [Tensor(f"{name}_next", "float32", ("batch", width)) for name, width in widths.items()]
     nodes = [Node("Gather", (name, _ROWS), f"{name}_next", (("axis", 0),)) for name in widths]
     content = model_bytes(nodes, [*inputs, Tensor(_ROWS, "int64", ("batch",))], outputs)
-    return open_session(content, "the graph that reorders states", device=device)
+    return open_session(content, _REORDERS, device=device)
 
 
 def replacing_session(widths: Mapping[str, int], device: Device) -> InferenceSession:
@@ -39,7 +40,7 @@ def replacing_session(widths: Mapping[str, int], device: Device) -> InferenceSes
     outputs = [Tensor(f"{name}_next", "float32", ("batch", width)) for name, width in widths.items()]
     nodes = [Node("Where", (_KEPT, name, f"{name}_new"), f"{name}_next") for name in widths]
     content = model_bytes(nodes, [*inputs, Tensor(_KEPT, "bool", ("batch", 1))], outputs)
-    return open_session(content, "the graph that replaces states", device=device)
+    return open_session(content, _REPLACES, device=device)
 
 
 class Reordering:
@@ -47,13 +48,13 @@ class Reordering:
 
     def __init__(self, session: InferenceSession, sides: Sides, device: str) -> None:
         self._rows = Buffer(np.zeros(_batch(sides), np.int64), device)
-        self._run = session.run_with_iobinding
+        self._session = session
         self._bindings = _bind(session, sides, {_ROWS: self._rows})
 
     def run(self, side: int, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """Fill the next side: row i is ``rows[i]`` of this side."""
         self._rows.write(rows)
-        self._run(self._bindings[side])
+        _run(self._session, self._bindings[side], _REORDERS)
 
 
 class Replacing:
@@ -62,7 +63,7 @@ class Replacing:
     def __init__(self, session: InferenceSession, sides: Sides, device: str) -> None:
         self._kept = Buffer(np.ones((_batch(sides), 1), np.bool_), device)
         self._new = {name: Buffer(np.zeros_like(buffer.array[:1]), device) for name, buffer in sides[0].items()}
-        self._run = session.run_with_iobinding
+        self._session = session
         given = {f"{name}_new": buffer for name, buffer in self._new.items()}
         self._bindings = _bind(session, sides, {_KEPT: self._kept, **given})
 
@@ -73,7 +74,14 @@ class Replacing:
         self._kept.array[:] = True
         self._kept.array[rows] = False
         self._kept.send()
-        self._run(self._bindings[side])
+        _run(self._session, self._bindings[side], _REPLACES)
+
+
+def _run(session: InferenceSession, binding: Any, where: str) -> None:
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:  # the runtime's exceptions share no base class
+        raise run_failure(where, error) from error
 
 
 def _batch(sides: Sides) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,15 @@ _SHRINK_BELOW = 0.7  # of a batch still in use, on the CPU
 _DRAWING = 4  # threads that draw noise for a GPU, whose processor is idle: more of them wait for each other
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What goes on in the rows of a batch: noise, None for greedy text; state; tokens to be fed [batch]."""
+
+    noise: RowNoise | None
+    state: State
+    tokens: Ids
+
+
 class RowWriter(Protocol):
     """Tokens of all rows. Their noise is that of ``noise``, None for greedy text."""
 
@@ -42,8 +52,8 @@ class RowWriter(Protocol):
         ``recent`` has for each row the ids that a repeat penalty weakens.
         """
 
-    def keep(self, rows: Sequence[int]) -> RowWriter:
-        """Another one that goes on with these rows."""
+    def rows(self, rows: Sequence[int]) -> Rows:
+        """These rows, for another writer to go on with."""
 
 
 def smaller_batch(graph: StepGraph, batch: int, used: int) -> int:
@@ -80,8 +90,13 @@ def row_writer(graph: StepGraph, options: TextOptions, batch: int) -> RowWriter:
         size = graph.manifest.tokenizer.vocabulary_size
         threads = graph.threads if graph.device == "cpu" else min(_DRAWING, os.cpu_count() or 1)
         noise = RowNoise(size, batch, seed=options.seed, least=max(1, depth), threads=threads)
-    state, tokens = zero_state(graph.manifest, batch), np.zeros(batch, np.int64)
-    return (_Bursts if depth else _Steps)(graph, options, noise, state, tokens)
+    rows = Rows(noise, zero_state(graph.manifest, batch), np.zeros(batch, np.int64))
+    return next_writer(graph, options, rows)
+
+
+def next_writer(graph: StepGraph, options: TextOptions, rows: Rows) -> RowWriter:
+    """What suits these options and so many rows, and goes on with them."""
+    return (_Bursts if burst_depth(graph, options, rows.state.batch) else _Steps)(graph, options, rows)
 
 
 class _Steps:
@@ -89,16 +104,14 @@ class _Steps:
 
     length = 1
 
-    def __init__(
-        self, graph: StepGraph, options: TextOptions, noise: RowNoise | None, state: State, tokens: Ids
-    ) -> None:
-        size = graph.manifest.tokenizer.vocabulary_size
-        self.noise = noise
+    def __init__(self, graph: StepGraph, options: TextOptions, rows: Rows) -> None:
+        size, batch = graph.manifest.tokenizer.vocabulary_size, rows.state.batch
+        self.noise = rows.noise
         self._graph, self._options = graph, options
-        self._stepper = graph.stepper(state.batch)
-        self._stepper.load(state)
-        self._sampler = BatchSampler(options.sampling, size, state.batch, noise, barred=options.barred)
-        self._tokens = tokens
+        self._stepper = graph.stepper(batch)
+        self._stepper.load(rows.state)
+        self._sampler = BatchSampler(options.sampling, size, batch, rows.noise, barred=options.barred)
+        self._tokens = rows.tokens
 
     def seat(self, rows: Sequence[int], state: State, tokens: Sequence[int]) -> None:
         self._stepper.replace(np.array(rows)[:, None], state)
@@ -116,22 +129,21 @@ class _Steps:
         self._tokens[list(given)] = [tokens[0] for tokens in given.values()]
         return self._tokens[None], opinions
 
-    def keep(self, rows: Sequence[int]) -> RowWriter:
-        noise = self.noise.keep(rows) if self.noise else None
-        return _Steps(self._graph, self._options, noise, self._stepper.state().take(rows), self._tokens[rows])
+    def rows(self, rows: Sequence[int]) -> Rows:
+        noise = _kept_noise(self.noise, rows, burst_depth(self._graph, self._options, len(rows)))
+        return Rows(noise, self._stepper.state().take(rows), self._tokens[rows])
 
 
 class _Bursts:
     """Many steps in one go: only tokens come back."""
 
-    def __init__(
-        self, graph: StepGraph, options: TextOptions, noise: RowNoise | None, state: State, tokens: Ids
-    ) -> None:
-        self.noise = noise
+    def __init__(self, graph: StepGraph, options: TextOptions, rows: Rows) -> None:
+        self.noise = rows.noise
         self._graph, self._options = graph, options
         self._size = graph.manifest.tokenizer.vocabulary_size
-        self._chooser: Chooser = graph.borrow_chooser(self, state.batch)
-        self._chooser.start(state, tokens, options.sampling.temperature if noise else 1.0, options.barred)
+        self._chooser: Chooser = graph.borrow_chooser(self, rows.state.batch)
+        temperature = options.sampling.temperature if rows.noise else 1.0
+        self._chooser.start(rows.state, rows.tokens, temperature, options.barred)
 
     @property
     def length(self) -> int:
@@ -148,9 +160,9 @@ class _Bursts:
             return tokens, None
         return tokens, np.stack([log_probability_rows(chooser.logits(step), tokens[step]) for step in range(count)])
 
-    def keep(self, rows: Sequence[int]) -> RowWriter:
-        noise = self.noise.keep(rows) if self.noise else None
-        return _Bursts(self._graph, self._options, noise, self._chooser.state().take(rows), self._chooser.tokens[rows])
+    def rows(self, rows: Sequence[int]) -> Rows:
+        noise = _kept_noise(self.noise, rows, burst_depth(self._graph, self._options, len(rows)))
+        return Rows(noise, self._chooser.state().take(rows), self._chooser.tokens[rows])
 
     def _noise(self, count: int, given: Given) -> Logits | None:
         """What chooses the tokens given too: noise without end for them, and none for others."""
@@ -167,3 +179,7 @@ class _Bursts:
             noise[steps, row] = 0
             noise[steps, row, tokens[: len(steps)]] = np.inf
         return noise
+
+
+def _kept_noise(noise: RowNoise | None, rows: Sequence[int], depth: int) -> RowNoise | None:
+    return noise.keep(rows, max(1, depth)) if noise else None

@@ -13,10 +13,12 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # loaded later, its defaults would keep the group past leave_world
 from torch import Tensor, nn
 
 from rnn_edge.errors import RunError
+
+if dist.is_available():
+    import torch.distributed.nn.functional  # loaded later, its defaults would keep the group past leave_world
 
 T = TypeVar("T")
 

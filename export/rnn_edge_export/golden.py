@@ -12,12 +12,12 @@ from rnn_edge.errors import UnknownTokenError
 from rnn_edge.manifest import GoldenTranscript, GoldenTranslation, Manifest
 from rnn_edge.stepper import AnyStepper, StepGraph
 from rnn_edge.tokenizer import load_tokenizer
+from rnn_edge.verification import HALF_TOLERANCE
 
 _STEPS = 128
 _TRANSLATION_STEPS = 24
 # Two machines' sums differ in the last bits; a choice this close may go either way on another one.
 _TOLERANCE = 1e-3
-_HALF_TOLERANCE = 0.05  # sums in half precision, as CUDA adds them, differ by up to 0.02 from those of a CPU
 _TEXT = "A device that replays these words, step by step, proves itself.\nDoes it? Yes: 3 checks, no doubt!\n"
 _SENTENCES = (
     "Does this device translate as the other one did?",
@@ -62,7 +62,7 @@ def _translation(graphs: EncoderDecoderGraphs, text: str, source: list[int]) -> 
 
 
 def _tolerance(manifest: Manifest) -> float:
-    return _HALF_TOLERANCE if manifest.precision == "fp16" else _TOLERANCE
+    return HALF_TOLERANCE if manifest.precision == "fp16" else _TOLERANCE
 
 
 def _follow(

@@ -4,14 +4,15 @@ import json
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rnn_edge import render
 from rnn_edge.batch_generation import in_order
-from rnn_edge.cli.input import cancel_on_interrupt, count_lines, has_input, line_chunks
+from rnn_edge.cli.input import LineReader, cancel_on_interrupt, count_lines
+from rnn_edge.errors import DataError
 
 if TYPE_CHECKING:
     from rnn_edge.batch_generation import BatchGeneration, GeneratedText
@@ -27,28 +28,40 @@ class Prompts:
     def __init__(self, file: Path) -> None:
         self.file = None if str(file) == "-" else file
         self.waiting: deque[str] = deque()
-        self.before_reading: Callable[[], None] = lambda: None  # called before what may take long
-        self.is_waiting = False  # for a line that nobody has written yet
+        self.is_waiting = False  # for a line that nobody may have written yet
+        self.is_over = False  # no line will come any more; set it when none is wanted
+        self._reader = LineReader(self.file)
         self._lines: deque[str] = deque()
+        self._error: DataError | None = None
 
     def __iter__(self) -> Iterator[str]:
-        chunks = line_chunks(self.file)
         while True:
-            self.before_reading()
-            self.is_waiting = not self.ready()
-            chunk = next(chunks, None)
-            self.is_waiting = False
-            if chunk is None:
-                return
-            self._lines.extend(chunk)
-            while self._lines:
-                prompt = unescape(self._lines.popleft().removesuffix("\n").removesuffix("\r"))
-                self.waiting.append(prompt)
-                yield prompt
+            while not (self._lines or self.is_over):
+                self.is_waiting = True
+                if not self.is_over:  # in this order: an interrupt finds that it is waited, or is found here
+                    self._read()
+                self.is_waiting = False
+            if not self._lines:
+                break
+            prompt = unescape(self._lines.popleft().removesuffix("\n").removesuffix("\r"))
+            self.waiting.append(prompt)
+            yield prompt
+        if self._error:
+            raise self._error
 
     def ready(self) -> bool:
-        """Whether the next line is there. Until it is, texts go on without it."""
-        return bool(self._lines) or self.file is not None or has_input()
+        """Whether the next line is there, to its end. Until it is, texts go on without it."""
+        if not (self._lines or self.is_over) and self._reader.is_due():
+            self._read()
+        return bool(self._lines) or self.is_over
+
+    def _read(self) -> None:
+        try:
+            lines = next(self._reader, None)
+        except DataError as error:
+            lines, self._error = None, error
+        self.is_over |= lines is None
+        self._lines.extend(lines or ())
 
 
 def unescape(line: str) -> str:
@@ -107,10 +120,10 @@ def show_lines(
 ) -> int:
     """A line for each line of the input, in its order; the exit code."""
     out, tally = render.StreamWriter(), _Tally()
-    prompts.before_reading = out.flush
 
     def cancel() -> None:
         batch.cancel()
+        prompts.is_over = True
         if prompts.is_waiting:  # which a read would go on doing
             raise KeyboardInterrupt
 
@@ -122,6 +135,7 @@ def show_lines(
                     prompt = prompts.waiting.popleft()
                     before = prompt if display_prompt else ""
                     out.write((_json_line(text, prompt) if json_lines else escape(before + text.text)) + "\n")
+                    out.flush()  # somebody may wait for it
                     tally.add(text.timings)
                     progress(tally.texts, total and max(total, tally.texts))
             except KeyboardInterrupt:

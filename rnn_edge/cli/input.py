@@ -44,38 +44,57 @@ def line_chunks(file: Path | None, at_most: int = _BLOCK) -> Iterator[list[str]]
     Raises:
         DataError: it cannot be read, or is not UTF-8; the line is named.
     """
-    where, number, rest = file or "standard input", 0, b""
-    try:
-        with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(file.open("rb")) if file else cast(io.BufferedReader, sys.stdin.buffer)
-            while True:
-                block = stream.read1(_BLOCK)
-                lines = (rest + block).split(b"\n")
-                rest = lines.pop() if block else b""
-                whole = [line + b"\n" for line in lines] if block else lines[: bool(lines[0])]
-                for first in range(0, len(whole), at_most):
-                    some: list[str] = []
-                    for line in whole[first : first + at_most]:
-                        number += 1
-                        try:
-                            some.append(_decode(line, f"{where}, line {number}"))
-                        except DataError:
-                            if some:
-                                yield some  # what stands before it is not lost
-                            raise
-                    yield some
-                if not block:
-                    return
-    except OSError as error:
-        raise DataError(f"cannot read {where}: {error.strerror or error}", "check the path") from error
+    return filter(None, LineReader(file, at_most))
 
 
-def has_input() -> bool:
-    """Whether something can be read from standard input without waiting for it; True where that cannot be known."""
-    try:
-        return bool(select.select([sys.stdin.buffer], [], [], 0)[0])
-    except (OSError, ValueError):  # no pipe, or a system that asks so of sockets alone
-        return True
+class LineReader(Iterator[list[str]]):
+    """The same, but each turn reads once at most: what comes without the end of its line brings no lines, yet."""
+
+    def __init__(self, file: Path | None, at_most: int = _BLOCK) -> None:
+        self._where, self._file, self._at_most = file or "standard input", file, at_most
+        self._stream: io.BufferedReader | None = None if file else cast(io.BufferedReader, sys.stdin.buffer)
+        self._chunks = self._read()
+
+    def __next__(self) -> list[str]:
+        return next(self._chunks)
+
+    def is_due(self) -> bool:
+        """Whether a turn would wait for nobody; True where that cannot be known."""
+        try:
+            return bool(select.select([self._opened()], [], [], 0)[0])
+        except (OSError, ValueError):  # no pipe, or a system that asks so of sockets alone
+            return True
+
+    def _opened(self) -> io.BufferedReader:
+        if self._stream is None:
+            assert self._file is not None
+            self._stream = self._file.open("rb")
+        return self._stream
+
+    def _read(self) -> Iterator[list[str]]:
+        number, rest = 0, b""
+        try:
+            with self._opened() if self._file else contextlib.nullcontext(self._opened()) as stream:
+                while True:
+                    block = stream.read1(_BLOCK)
+                    lines = (rest + block).split(b"\n")
+                    rest = lines.pop() if block else b""
+                    whole = [line + b"\n" for line in lines] if block else lines[: bool(lines[0])]
+                    for first in range(0, max(1, len(whole)), self._at_most):
+                        some: list[str] = []
+                        for line in whole[first : first + self._at_most]:
+                            number += 1
+                            try:
+                                some.append(_decode(line, f"{self._where}, line {number}"))
+                            except DataError:
+                                if some:
+                                    yield some  # what stands before it is not lost
+                                raise
+                        yield some
+                    if not block:
+                        return
+        except OSError as error:
+            raise DataError(f"cannot read {self._where}: {error.strerror or error}", "check the path") from error
 
 
 def count_lines(file: Path | None) -> int:

@@ -1,6 +1,8 @@
 """Fixtures for the tests of the device side."""
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,3 +41,12 @@ def translator() -> Translator:
 def words() -> Translator:
     """Words, a vocabulary for each side that lacks some, GRU in the cell lowering, Bahdanau's attention."""
     return Translator.load(WORDS, device="cpu")
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A pipe as standard input; the end that is written to."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield writer

@@ -234,11 +234,13 @@ def test_texts_go_on_while_no_prompt_is_there(model: LanguageModel, options: dic
     fed.clear()
     coming = Coming(PROMPTS, [0, 3, 4, 5, 100, 101, 101, 400])
     batch = model.generate_batch(coming, batch_size=5, max_tokens=40, seed=3, **options)
-    found = []
+    found, told = [], []
     for text in batch.texts():
         found.append((text.text, text.finish_reason))
-        assert text.index < coming.taken
+        told.append(coming.taken)
     assert found == expected
+    assert max(told[:4]) == 4  # before the next came
+    assert max(told[:7]) == 7
     assert coming.waited == 2  # where all others were finished
     assert set(fed) >= {1, 2}
     assert max(fed) <= 5

@@ -6,11 +6,17 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO, Any, cast
 
 import pytest
 
-from rnn_edge.cli.batches import SEPARATOR, escape, unescape
+from rnn_edge.batch_generation import GeneratedText
+from rnn_edge.cli.batches import SEPARATOR, Prompts, escape, show_lines, unescape
+from rnn_edge.errors import DataError
+from rnn_edge.events import Timings
 from rnn_edge.language_model import LanguageModel
 from tests.device.conftest import Cli
 from tests.device.program import command, environment, rnn_edge
@@ -102,44 +108,122 @@ def test_prompts_from_a_pipe(gru: LanguageModel) -> None:
     assert done.stdout.splitlines() == [one_line(expected(gru, p, i)) for i, p in enumerate(("The ", "Marta"))]
 
 
-def test_each_prompt_of_a_pipe_is_answered_before_the_next_comes(gru: LanguageModel) -> None:
+class Asked:
+    """A program that answers the prompts of a pipe, and whoever asks it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", prompts: IO[bytes]) -> None:
+        self.process, self.prompts = process, prompts
+
+    def say(self, text: str) -> None:
+        self.prompts.write(text.encode())
+        self.prompts.flush()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], 60)
+        assert readable, "no answer"
+        return self.process.stdout.readline().decode()
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code and what else is written, with the prompts still open."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        code = self.process.wait(timeout=60)
+        return code, self.process.stdout.read().decode(), self.process.stderr.read().decode()
+
+
+@pytest.fixture(params=["-", "fifo"])
+def ask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Asked]]:
+    """Start it, with prompts from standard input or from a named pipe."""
+    stack, path = ExitStack(), tmp_path / "fifo"
+
+    def start(*arguments: str) -> Asked:
+        pipe, named = subprocess.PIPE, request.param == "fifo"
+        line = command(*LINE, "--input", str(path) if named else "-", *arguments)
+        process = subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, env=environment(), bufsize=0)
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        assert process.stdin is not None
+        return Asked(process, stack.enter_context(path.open("wb", buffering=0)) if named else process.stdin)
+
+    if request.param == "fifo":
+        os.mkfifo(path)
+    with stack:
+        yield start
+
+
+def test_each_prompt_of_a_pipe_is_answered_before_the_next_comes(gru: LanguageModel, ask: Callable[..., Asked]) -> None:
     """As a program asks that waits for each answer."""
-    line, pipe = command(*LINE, "--input", "-", "-q"), subprocess.PIPE
-    with subprocess.Popen(line, stdin=pipe, stdout=pipe, env=environment(), bufsize=0) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            for index, prompts in enumerate([["The "], ["Marta", "a"], ["x"]]):
-                process.stdin.write("".join(prompt + "\n" for prompt in prompts).encode())
-                process.stdin.flush()
-                first = 2 * index - (index > 0)
-                for place, prompt in enumerate(prompts, first):
-                    readable, _, _ = select.select([process.stdout], [], [], 60)
-                    assert readable, "no answer"
-                    answer = process.stdout.readline().decode()
-                    assert answer == one_line(expected(gru, prompt, place)) + "\n"
-            process.stdin.close()
-            assert process.stdout.read() == b""
-        finally:
-            process.kill()
+    asked, place = ask("-q"), 0
+    for prompts in (["The "], ["Marta", "a"], ["x"]):
+        asked.say("".join(prompt + "\n" for prompt in prompts))
+        for prompt in prompts:
+            assert asked.answer() == one_line(expected(gru, prompt, place)) + "\n"
+            place += 1
+    asked.prompts.close()
+    assert asked.end() == (0, "", "")
 
 
-def test_one_interrupt_ends_a_wait_for_prompts(gru: LanguageModel) -> None:
-    line, pipe = command(*LINE, "--input", "-"), subprocess.PIPE
-    with subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, env=environment(), bufsize=0) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(b"The \n")
-            assert process.stdout.readline().decode() == one_line(expected(gru, "The ", 0)) + "\n"
-            time.sleep(0.5)  # it waits by now
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert (process.returncode, out) == (130, b"")
-    assert err.decode().count("\n") == 1
-    assert "1 text from prompts of 4 tokens" in err.decode()
+def test_a_line_that_has_no_end_yet_keeps_nobody_waiting(gru: LanguageModel, ask: Callable[..., Asked]) -> None:
+    asked = ask("-q")
+    asked.say("The \nMar")
+    assert asked.answer() == one_line(expected(gru, "The ", 0)) + "\n"
+    asked.say("ta\na")
+    assert asked.answer() == one_line(expected(gru, "Marta", 1)) + "\n"
+    asked.prompts.close()
+    assert asked.end() == (0, one_line(expected(gru, "a", 2)) + "\n", "")
+
+
+def test_one_interrupt_ends_a_wait_for_prompts(gru: LanguageModel, ask: Callable[..., Asked]) -> None:
+    """Whether the wait has begun, or is about to."""
+    for wait in (0, 0, 0, 0.3):
+        asked = ask()
+        asked.say("The \n")
+        assert asked.answer() == one_line(expected(gru, "The ", 0)) + "\n"
+        time.sleep(wait)
+        asked.process.send_signal(signal.SIGINT)
+        code, out, err = asked.end()
+        assert (code, out) == (130, "")
+        assert err.count("\n") == 1
+        assert "1 text from prompts of 4 tokens" in err
+
+
+def test_what_of_a_pipe_is_there(piped: int) -> None:
+    prompts = Prompts(Path("-"))
+    os.write(piped, b"one\ntw")
+    lines = iter(prompts)
+    assert prompts.ready()
+    assert next(lines) == "one"
+    assert not prompts.ready()
+    os.write(piped, b"o\n\xff\n")
+    assert prompts.ready()
+    assert next(lines) == "two"
+    with pytest.raises(DataError, match="line 3 is not UTF-8"):
+        next(lines)
+    prompts = Prompts(Path("-"))
+    assert not prompts.ready()
+    prompts.is_over = True
+    assert list(prompts) == []  # and nobody waits for the pipe
+
+
+def test_each_line_is_shown_when_it_is_written(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also two in the time in which an eye sees one picture."""
+    shown: list[str] = []
+
+    class Batch:
+        cancelled, seed = False, 1
+
+        def cancel(self) -> None: ...
+
+        def texts(self) -> Iterator[GeneratedText]:
+            for index in range(3):
+                yield GeneratedText(index, "text", "length", Timings(1, 0.0, 4, 0.1, 0.1))
+                shown.append(capfd.readouterr().out)
+
+    prompts = Prompts(Path("-"))
+    prompts.waiting.extend("abc")
+    show_lines(cast("Any", Batch()), prompts, 0.0, "cpu", display_prompt=False, json_lines=False, quiet=True)
+    assert shown == ["text\n"] * 3
 
 
 def test_no_prompts(cli: Cli, tmp_path: Path) -> None:

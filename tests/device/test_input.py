@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,6 @@ def chunks_of(path: Path, content: bytes, at_most: int = 100) -> list[list[str]]
 
 def lines_of(path: Path, content: bytes) -> list[str]:
     return [line for chunk in chunks_of(path, content) for line in chunk]
-
-
-@pytest.fixture
-def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A pipe as standard input; the end that is written to."""
-    reader, writer = os.pipe()
-    with os.fdopen(reader, encoding="utf-8") as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        yield writer
 
 
 # --- lines

@@ -6,13 +6,14 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from rnn_edge import providers
+from rnn_edge import buffers, providers
 from rnn_edge.buffers import Buffer
 from rnn_edge.errors import BundleError, DeviceError
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.providers import open_session
 from tests.device.pretended_cuda import pretend_cuda
 from tests.device.test_cuda import *  # noqa: F403  # all of them
+from tests.device.test_cuda import SETTINGS
 from tests.device.tiny import LSTM
 
 del pytestmark  # noqa: F821  # which asks for a GPU
@@ -31,6 +32,13 @@ def texts(**settings: Any) -> list[str]:
     one = "".join(event.text for event in model.generate("Ma", max_tokens=20, seed=1, **settings))
     many = model.generate_batch(["a", "The", "I"] * 3, batch_size=4, max_tokens=9, seed=1, **settings)
     return [one, *(found.text for found in many.texts())]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_large_buffers_go_slot_by_slot(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = texts(**settings)
+    monkeypatch.setattr(buffers, "_TOGETHER", 0)
+    assert texts(**settings) == expected
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.8}, {"top_k": 5}], ids=str)

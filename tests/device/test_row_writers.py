@@ -15,6 +15,7 @@ from rnn_edge.events import Event
 from rnn_edge.language_model import LanguageModel
 from rnn_edge.row_writers import larger_batch, smaller_batch
 from rnn_edge.stepper import Stepper
+from tests.device.test_batch_generation import Coming
 from tests.device.tiny import GRU, LSTM, copy_bundle
 
 PROMPTS = [("The sea and MARTA: " * 3)[: 1 + 7 * index % 40] for index in range(70)]
@@ -152,6 +153,25 @@ def test_prompts_in_which_the_barred_token_stands(model: LanguageModel, way: Cal
     texts = [text.text for text in model.generate_batch(["eeeee", "Teeth", "e"], seed=1, max_tokens=30).texts()]
     assert texts == expected
     assert not any("e" in text for text in texts)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_batches_that_grow_and_shrink_change_their_way(
+    model: LanguageModel, way: Callable[[bool], list[int]], monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    settings: dict[str, Any] = {"batch_size": 20, "max_tokens": 40, "seed": 3, "temperature": temperature}
+    way(False)
+    expected = [text.text for text in model.generate_batch(PROMPTS, **settings).texts()]
+    counts = way(True)
+    monkeypatch.setattr(row_writers, "BURSTS_UP_TO", 6)
+    coming = Coming(PROMPTS, [3 * index for index in range(70)])
+    assert [text.text for text in model.generate_batch(coming, **settings).texts()] == expected
+    ways = [count > 0 for count in counts]
+    first, last = ways.index(False), len(ways) - ways[::-1].index(False)
+    assert all(ways[:first])
+    assert first > 0  # few rows: bursts
+    assert any(ways[last:])
+    assert not any(ways[first : first + 10])
 
 
 def test_how_long_bursts_are() -> None:

@@ -16,6 +16,7 @@ from rnn_edge import LanguageModel, Translator
 from rnn_edge.bundle import Bundle, read_bundle
 from rnn_edge.errors import BundleError, DataError, InvalidValueError, ParityError, RnnEdgeError
 from rnn_edge.manifest import Precision
+from rnn_edge.providers import cuda_available
 from rnn_edge.text_files import read_pairs
 from rnn_edge.verification import verify
 from rnn_edge_export import model_card
@@ -59,11 +60,21 @@ def test_a_rounded_bundle_proves_itself(name: str, precision: Precision, tmp_pat
     for field in kept:
         assert getattr(manifest, field) == getattr(given, field), field
     assert len(manifest.golden) == len(given.golden)
+    batches = next(finding.detail for finding in findings if finding.name == "batches")
+    assert batches.endswith("5e-02" if precision == "fp16" else "1e-04")
     tolerances = {item.tolerance for item in manifest.golden} | {
         item.tolerance for item in manifest.golden_translations
     }
     assert tolerances == {0.05 if precision == "fp16" else 0.001}
     assert len(manifest.golden_translations) == len(given.golden_translations)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not cuda_available(), reason="this ONNX Runtime has no CUDA provider")
+@pytest.mark.parametrize("name", BUNDLES)
+def test_half_precision_proves_itself_on_a_gpu(name: str, tmp_path: Path) -> None:
+    bundle = _quantise(name, tmp_path / "b", "fp16", maximum_increase=HUGE)
+    assert [finding for finding in verify(bundle, device="cuda") if not finding.passed] == []
 
 
 @pytest.mark.parametrize(("name", "precision"), sorted(TOO_SMALL))

@@ -107,7 +107,7 @@ def language_model(
                 quiet=not world.leads,
             )
         task = LanguageModelTask(plan, data, world, vectors.get("input"))
-        session.train(
+        code = session.train(
             lambda: Trainer(task, output, device, resume=resume, world=world, initial=initial),
             threads=threads,
             tensorboard=tensorboard,
@@ -115,3 +115,5 @@ def language_model(
             lower="--batch-size, --sequence-length or --hidden",
         )
         leave_world(world)
+    if code:
+        raise typer.Exit(code)

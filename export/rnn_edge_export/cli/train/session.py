@@ -140,8 +140,8 @@ def train(
     tensorboard: bool,
     resume_command: list[str],
     lower: str,
-) -> None:
-    """Run a trainer to its end on the screen; exit 130 after an interrupt. ``lower`` names flags that save memory."""
+) -> int:
+    """Run a trainer to its end on the screen; the exit code. ``lower`` names flags that save memory."""
     import torch
 
     from rnn_edge_export.cli.screen import TrainingScreen
@@ -174,7 +174,8 @@ def train(
                 start = ["torchrun", "--nproc-per-node", str(trainer.world.size), "-m", "rnn_edge_export"]
                 resume_command = start + resume_command[1:]
             screen.explain_resume(shlex.join(resume_command))
-        raise typer.Exit(130)
+        return 130
+    return 0
 
 
 def common_options(encoding: str, device: str, threads: int | None, *, tensorboard: bool) -> list[str]:

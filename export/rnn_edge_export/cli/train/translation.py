@@ -112,10 +112,12 @@ def translation(
         if shared:
             vector_files = {"both": (source_embeddings or target_embeddings, data.target_tokenizer)}
         plan, vectors = vector_options.load(plan, vector_files, embeddings_encoding, there=origin is not None)
-        session.train(
+        code = session.train(
             lambda: Trainer(TranslationTask(plan, data, vectors), output, device, resume=resume, initial=initial),
             threads=threads,
             tensorboard=tensorboard,
             resume_command=again + session.common_options(encoding, device, threads, tensorboard=tensorboard),
             lower="--batch-tokens, --hidden or --vocabulary-size",
         )
+    if code:
+        raise typer.Exit(code)
