@@ -52,7 +52,7 @@ class LineReader(Iterator[list[str]]):
 
     def __init__(self, file: Path | None, at_most: int = _BLOCK) -> None:
         self._where, self._file, self._at_most = file or "standard input", file, at_most
-        self._stream: io.BufferedReader | None = None if file else cast(io.BufferedReader, sys.stdin.buffer)
+        self._stream: io.BufferedReader | None = None
         self._chunks = self._read()
 
     def __next__(self) -> list[str]:
@@ -67,8 +67,12 @@ class LineReader(Iterator[list[str]]):
 
     def _opened(self) -> io.BufferedReader:
         if self._stream is None:
-            assert self._file is not None
-            self._stream = self._file.open("rb")
+            if self._file:
+                self._stream = self._file.open("rb")
+            elif sys.stdin is not None:
+                self._stream = cast(io.BufferedReader, sys.stdin.buffer)
+            else:
+                raise DataError("standard input is closed", "pipe something in, or name a file")
         return self._stream
 
     def _read(self) -> Iterator[list[str]]:

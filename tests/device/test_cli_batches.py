@@ -291,6 +291,13 @@ def test_a_batch_that_memory_does_not_hold(cli: Cli) -> None:
     assert two_lines(err)[0].startswith("a batch of 100,000,000,000 with tiny-gru needs ")
 
 
+def test_a_closed_input() -> None:
+    line = ["sh", "-c", 'exec "$@" <&-', "sh", *command(*LINE, "--input", "-")]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert two_lines(done.stderr)[0] == "standard input is closed"
+
+
 def test_a_missing_file(cli: Cli) -> None:
     code, out, err = cli(*LINE, "--input", "absent.txt")
     assert (code, out) == (1, "")
