@@ -144,7 +144,10 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[...
         stack.enter_context(process)
         stack.callback(process.kill)
         assert process.stdin is not None
-        return Asked(process, stack.enter_context(path.open("wb", buffering=0)) if named else process.stdin)
+        if not named:
+            return Asked(process, process.stdin)
+        writer = os.open(path, os.O_RDWR)  # which waits for no reader
+        return Asked(process, stack.enter_context(os.fdopen(writer, "wb", buffering=0)))
 
     if request.param == "fifo":
         os.mkfifo(path)
